@@ -1,0 +1,99 @@
+// Package hypervisor is the seam between banger and a virtual machine monitor (VMM).
+//
+// A Driver starts machines; a Machine is one running VMM process with a guest in it. Both are used by the VM's
+// supervisor only. The contract, kept by every driver and checked by hypervisortest:
+//
+//   - Start either returns a running Machine or leaves nothing behind: no process, no socket, no file but the ones of
+//     the Spec. It does not wait for the guest: whoever started the machine connects to the agent.
+//   - The VMM dies with the process that started it (PR_SET_PDEATHSIG), so that a killed supervisor leaks nothing.
+//   - Kill and Quit may be called at any time, by any goroutine, more than once. After Done is closed they do nothing.
+//   - Done is closed after the process was reaped and its sockets removed; Exit is valid from then on.
+//   - The agent channel is reachable by ConnectAgent as soon as the VMM runs; the agent answers when the guest is up.
+package hypervisor
+
+import (
+	"context"
+	"io"
+	"net"
+)
+
+// Driver starts machines on one kind of VMM. It is safe for concurrent use.
+type Driver interface {
+	// Name is the short name in configuration and output: "qemu".
+	Name() string
+	// Features says what this driver can do, independent of the host.
+	Features() Features
+	// Probe looks at the host: is the VMM there, new enough, and which accelerator really works. It returns a fault
+	// of class Unavailable, with the package to install as hint, when machines cannot be started here.
+	Probe(ctx context.Context) (Host, error)
+	// Start starts a machine. Cancelling ctx while Start runs undoes it; afterwards ctx has no effect.
+	Start(ctx context.Context, spec Spec) (Machine, error)
+}
+
+// Features of a driver.
+type Features struct {
+	MaxCPUs int
+	// MuxedAgent says that the agent channel is one byte stream that has to be multiplexed. Otherwise every
+	// ConnectAgent is a stream of its own.
+	MuxedAgent bool
+}
+
+// Host is what Probe found.
+type Host struct {
+	Version     string // of the VMM
+	Path        string // of its binary
+	Accelerator string // "kvm" or "tcg"
+	Reason      string // why that accelerator, for doctor
+}
+
+// Spec is one machine. Paths are absolute.
+type Spec struct {
+	ID        string
+	Name      string // shown in the host's process list
+	CPUs      int
+	Memory    uint64 // bytes
+	Kernel    string // vmlinux
+	Initramfs string
+	Cmdline   []string // added to what the driver needs by itself
+	Disks     []Disk   // in the order the guest sees them
+	Network   Network
+	RunDir    string    // exists, private to this machine; the driver's sockets go here
+	Console   io.Writer // receives the guest's console; written by one goroutine of the driver
+	Log       io.Writer // receives what the VMM itself says
+}
+
+// Disk is one block device of the guest.
+type Disk struct {
+	Path     string // a raw image file
+	ReadOnly bool   // shared with other machines
+	Serial   string // how the agent finds it: at most 20 bytes (virtio-blk)
+}
+
+// Network is the machine's only network interface. The zero value means none.
+type Network struct {
+	Kind string // "" or "user" (the VMM's own user-mode network)
+	MAC  string
+}
+
+// Machine is a running VMM.
+type Machine interface {
+	// PID of the VMM process.
+	PID() int
+	// ConnectAgent opens the agent channel, or a new stream on it (see Features.MuxedAgent).
+	ConnectAgent(ctx context.Context) (net.Conn, error)
+	// Quit asks the VMM to end by its own means, without asking the guest, and waits for neither.
+	Quit(ctx context.Context) error
+	// Signal sends a signal to the VMM process.
+	Signal(sig int) error
+	// Done is closed when the VMM is gone and cleaned up after.
+	Done() <-chan struct{}
+	// Exit says how it ended. Valid after Done is closed.
+	Exit() Exit
+}
+
+// Exit is how a VMM process ended.
+type Exit struct {
+	Code   int    // exit code, -1 when a signal ended it
+	Signal string // "killed", "terminated", ... or ""
+	Detail string // last lines of what the VMM said, for people; may be empty
+}
