@@ -4,10 +4,13 @@
 // supervisor only. The contract, kept by every driver and checked by hypervisortest:
 //
 //   - Start either returns a running Machine or leaves nothing behind: no process, no socket, no file but the ones of
-//     the Spec. It does not wait for the guest: whoever started the machine connects to the agent.
+//     the Spec. It returns when the VMM has taken the Spec and runs the guest, so that a bad kernel or disk is an error
+//     of Start. It does not wait for the guest: whoever started the machine connects to the agent.
 //   - The VMM dies with the process that started it (PR_SET_PDEATHSIG), so that a killed supervisor leaks nothing.
-//   - Kill and Quit may be called at any time, by any goroutine, more than once. After Done is closed they do nothing.
-//   - Done is closed after the process was reaped and its sockets removed; Exit is valid from then on.
+//   - Signal and Quit may be called at any time, by any goroutine, more than once. After Done is closed they do
+//     nothing and return nil.
+//   - Done is closed after the process was reaped, its last console bytes were written and its sockets removed; Exit is
+//     valid from then on. What else is in RunDir is left alone.
 //   - The agent channel is reachable by ConnectAgent as soon as the VMM runs; the agent answers when the guest is up.
 package hypervisor
 
@@ -32,7 +35,7 @@ type Driver interface {
 
 // Features of a driver.
 type Features struct {
-	MaxCPUs int
+	MaxCPUs int // the most CPUs a machine can have
 	// MuxedAgent says that the agent channel is one byte stream that has to be multiplexed. Otherwise every
 	// ConnectAgent is a stream of its own.
 	MuxedAgent bool
@@ -44,6 +47,7 @@ type Host struct {
 	Path        string // of its binary
 	Accelerator string // "kvm" or "tcg"
 	Reason      string // why that accelerator, for doctor
+	Hint        string // a command that would give a faster accelerator; empty when there is none
 }
 
 // Spec is one machine. Paths are absolute.
@@ -58,8 +62,8 @@ type Spec struct {
 	Disks     []Disk   // in the order the guest sees them
 	Network   Network
 	RunDir    string    // exists, private to this machine; the driver's sockets go here
-	Console   io.Writer // receives the guest's console; written by one goroutine of the driver
-	Log       io.Writer // receives what the VMM itself says
+	Console   io.Writer `json:"-"` // receives the guest's console; written by one goroutine of the driver
+	Log       io.Writer `json:"-"` // receives what the VMM itself says
 }
 
 // Disk is one block device of the guest.
@@ -91,8 +95,17 @@ type Machine interface {
 	Exit() Exit
 }
 
+// Reasons that a VMM gives for its end, in the words of QEMU's ShutdownCause. Others are possible.
+const (
+	ReasonGuestShutdown = "guest-shutdown" // the guest powered off
+	ReasonGuestReset    = "guest-reset"    // the guest reset instead: a kernel panic or the loss of its init
+	ReasonQuit          = "host-qmp-quit"  // Quit
+	ReasonSignal        = "host-signal"    // a signal that the VMM handled, such as SIGTERM
+)
+
 // Exit is how a VMM process ended.
 type Exit struct {
+	Reason string // one of the reasons above, or "" when the VMM could not say (it crashed or was killed)
 	Code   int    // exit code, -1 when a signal ended it
 	Signal string // "killed", "terminated", ... or ""
 	Detail string // last lines of what the VMM said, for people; may be empty

@@ -1,0 +1,128 @@
+// Package vmdir is the directory that every VM has on the host: one JSON file for each thing that must survive the
+// process that knows it.
+//
+//	vm.json          Record: what the VM is; written by the daemon; a lost database is rebuilt from it
+//	supervisor.json  Launch: what the supervisor is to start; written by the daemon before it spawns one
+//	process.json     Process: who runs it; written by the supervisor, removed when it ends in order
+//	exit.json        Exit: how the last run ended; written by the supervisor
+//
+// The other files (disk, console log) are named in package paths.
+package vmdir
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/internal/agentwire"
+	"banger/internal/atomicfile"
+	"banger/internal/hypervisor"
+	"banger/internal/paths"
+	"banger/internal/proc"
+	"banger/internal/vm"
+)
+
+// Dir is the directory of one VM.
+type Dir string
+
+// Path of a file in it: one of the paths.VM... names.
+func (d Dir) Path(name string) string { return filepath.Join(string(d), name) }
+
+// Record is what a VM is.
+type Record struct {
+	ID          vm.ID     `json:"id"`
+	Spec        vm.Spec   `json:"spec"`
+	MachineID   string    `json:"machine_id"`   // of the guest: 32 hexadecimal digits
+	ImageDigest string    `json:"image_digest"` // sha256:...
+	KernelID    string    `json:"kernel_id"`    // digest of the kernel
+	CreatedAt   time.Time `json:"created_at"`
+}
+
+// Launch is everything a supervisor needs. It holds no secrets.
+type Launch struct {
+	VMID    vm.ID            `json:"vm_id"`
+	Name    vm.Name          `json:"name"`
+	Driver  string           `json:"driver"`  // key in the driver map: "qemu"
+	Machine hypervisor.Spec  `json:"machine"` // Console and Log are the supervisor's own
+	Guest   agentwire.Config `json:"guest"`   // UnixNano and Entropy are filled in by the supervisor
+	Paths   paths.Paths      `json:"paths"`
+
+	// BootDeadline is how long one boot may take until the agent has answered Configure; Attempts how many are made.
+	BootDeadline time.Duration `json:"boot_deadline"`
+	Attempts     int           `json:"attempts"`
+	// ConsoleLimit bounds the console log in bytes (there is one rotated file beside it).
+	ConsoleLimit int64 `json:"console_limit"`
+}
+
+// Process is who runs the VM.
+type Process struct {
+	Supervisor proc.Identity `json:"supervisor"`
+	VMM        proc.Identity `json:"vmm"` // zero while no VMM runs
+	StartedAt  time.Time     `json:"started_at"`
+}
+
+// Exit is how the last run ended.
+type Exit struct {
+	Reason   string    `json:"reason"`   // for people: "stopped", "the vmm was killed by signal 9"
+	Code     int       `json:"code"`     // the VMM's exit code, -1 when a signal ended it
+	Expected bool      `json:"expected"` // somebody asked for it
+	Failed   bool      `json:"failed"`   // the guest never became ready
+	At       time.Time `json:"at"`
+}
+
+// ReadRecord reads vm.json. A missing one is fs.ErrNotExist.
+func (d Dir) ReadRecord() (r Record, err error) {
+	err = atomicfile.ReadJSON(d.Path(paths.VMRecord), &r)
+	return r, err
+}
+
+// WriteRecord writes vm.json.
+func (d Dir) WriteRecord(r Record) error { return atomicfile.WriteJSON(d.Path(paths.VMRecord), r) }
+
+// ReadLaunch reads supervisor.json.
+func (d Dir) ReadLaunch() (l Launch, err error) {
+	err = atomicfile.ReadJSON(d.Path(paths.VMSupervisorSpec), &l)
+	return l, err
+}
+
+// WriteLaunch writes supervisor.json.
+func (d Dir) WriteLaunch(l Launch) error {
+	return atomicfile.WriteJSON(d.Path(paths.VMSupervisorSpec), l)
+}
+
+// ReadProcess reads process.json. ok is false when there is none.
+func (d Dir) ReadProcess() (p Process, ok bool, err error) {
+	return read[Process](d.Path(paths.VMProcess))
+}
+
+// WriteProcess writes process.json.
+func (d Dir) WriteProcess(p Process) error { return atomicfile.WriteJSON(d.Path(paths.VMProcess), p) }
+
+// RemoveProcess removes process.json.
+func (d Dir) RemoveProcess() error { return remove(d.Path(paths.VMProcess)) }
+
+// ReadExit reads exit.json. ok is false when there is none.
+func (d Dir) ReadExit() (e Exit, ok bool, err error) { return read[Exit](d.Path(paths.VMExit)) }
+
+// WriteExit writes exit.json.
+func (d Dir) WriteExit(e Exit) error { return atomicfile.WriteJSON(d.Path(paths.VMExit), e) }
+
+// RemoveExit removes exit.json, before a new run begins.
+func (d Dir) RemoveExit() error { return remove(d.Path(paths.VMExit)) }
+
+func read[T any](path string) (v T, ok bool, err error) {
+	err = atomicfile.ReadJSON(path, &v)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
