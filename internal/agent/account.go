@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"banger/internal/fault"
+)
+
+// account is who a command runs as.
+type account struct {
+	name   string
+	uid    uint32
+	gid    uint32
+	groups []uint32
+	home   string
+	shell  string
+}
+
+// Fields of a line of /etc/passwd and of /etc/group.
+const (
+	passwdName, passwdUID, passwdGID, passwdHome, passwdShell, passwdFields = 0, 2, 3, 5, 6, 7
+	groupName, groupGID, groupMembers, groupFields                          = 0, 2, 3, 4
+)
+
+// lookupAccount finds the account of spec: a user's name or number, with a group's name or number after a colon if it
+// is to be another than the user's own. A number need not be in /etc/passwd. etc is the directory of the two files.
+func lookupAccount(etc, spec string) (account, error) {
+	user, group, hasGroup := strings.Cut(spec, ":")
+	passwd := readTable(filepath.Join(etc, "passwd"), passwdFields)
+	groups := readTable(filepath.Join(etc, "group"), groupFields)
+
+	acc, err := findUser(passwd, user)
+	if err != nil {
+		return account{}, err
+	}
+	if hasGroup {
+		gid, err := findGroup(groups, group)
+		if err != nil {
+			return account{}, err
+		}
+		acc.gid, acc.groups = gid, []uint32{gid}
+		return acc, nil
+	}
+	acc.groups = []uint32{acc.gid}
+	for _, line := range groups {
+		if acc.name == "" || !slices.Contains(strings.Split(line[groupMembers], ","), acc.name) {
+			continue
+		}
+		if gid, ok := parseID(line[groupGID]); ok && !slices.Contains(acc.groups, gid) {
+			acc.groups = append(acc.groups, gid)
+		}
+	}
+	return acc, nil
+}
+
+// findUser finds a user by name or, if no name matches, by number.
+func findUser(passwd [][]string, user string) (account, error) {
+	id, numeric := parseID(user)
+	for _, byName := range []bool{true, false} {
+		for _, line := range passwd {
+			uid, ok1 := parseID(line[passwdUID])
+			gid, ok2 := parseID(line[passwdGID])
+			if !ok1 || !ok2 {
+				continue
+			}
+			if byName && line[passwdName] == user || !byName && numeric && uid == id {
+				return account{name: line[passwdName], uid: uid, gid: gid, home: line[passwdHome], shell: line[passwdShell]}, nil
+			}
+		}
+	}
+	switch {
+	case numeric:
+		return account{uid: id, home: "/"}, nil
+	case user == "root": // an image without /etc/passwd has a root all the same
+		return account{name: "root", home: "/root"}, nil
+	}
+	return account{}, fault.New(fault.Invalid, "user %q does not exist in the guest", user)
+}
+
+// findGroup finds a group's number.
+func findGroup(groups [][]string, group string) (uint32, error) {
+	for _, line := range groups {
+		if gid, ok := parseID(line[groupGID]); ok && line[groupName] == group {
+			return gid, nil
+		}
+	}
+	if gid, ok := parseID(group); ok {
+		return gid, nil
+	}
+	return 0, fault.New(fault.Invalid, "group %q does not exist in the guest", group)
+}
+
+// readTable reads the lines of a colon-separated file that have the right number of fields. A file that is not there
+// has none.
+func readTable(path string, fields int) [][]string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	var table [][]string
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Split(strings.TrimRight(line, "\r\n"), ":"); len(f) == fields && f[0] != "" {
+			table = append(table, f)
+		}
+	}
+	return table
+}
+
+// parseID parses a user's or group's number. The highest means "none" to the kernel and is no number.
+func parseID(s string) (uint32, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return uint32(n), err == nil && uint32(n) != ^uint32(0)
+}
+
+func uint32Text(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// credential is what a process has to change to, nil if it is that already. Only root can change: for anybody else
+// (an agent in an ordinary process) being somebody else is refused.
+func (a account) credential() (*syscall.Credential, error) {
+	switch euid := os.Geteuid(); {
+	case euid == 0:
+		return &syscall.Credential{Uid: a.uid, Gid: a.gid, Groups: a.groups}, nil
+	case uint32(euid) == a.uid:
+		return nil, nil
+	}
+	return nil, fault.New(fault.Denied, "the agent does not run as root and cannot become user %d", a.uid)
+}

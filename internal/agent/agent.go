@@ -1,0 +1,270 @@
+// Package agent is the guest's end of banger: it answers the host's calls and runs its commands.
+//
+// It is what cmd/banger-agent runs as PID 1 of a guest, but only what belongs to being PID 1 needs one: mounts, disks,
+// network and going down are behind System (package agent/machine is the real one). With another System the same
+// Server runs in an ordinary process, where it starts commands on the host; that is how the fake VMM and the tests use
+// it.
+//
+// One stream serves one request. A command lives as long as its stream: when the host goes away it is hung up on.
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/agentwire"
+	"banger/internal/fault"
+)
+
+// System is the machine that the agent runs on.
+type System interface {
+	// Configure gives the machine its identity and its disks. It is called at most once.
+	Configure(ctx context.Context, config agentwire.Config) (agentwire.Configured, error)
+	// Shutdown ends every process and then the machine. It is called at most once by a Server, after the answer was
+	// sent, on the goroutine of the request.
+	Shutdown(s agentwire.Shutdown)
+}
+
+// Stream is one stream to the host: a yamux stream, a net.Conn or a pollable file. SetDeadline with a time in the past
+// must wake whoever reads or writes.
+type Stream interface {
+	io.ReadWriteCloser
+	SetDeadline(t time.Time) error
+}
+
+// Config of a Server.
+type Config struct {
+	System System
+	Build  string // said in Hello
+	// Init says that this process is PID 1: it reaps every orphan. Otherwise only the Server's own children.
+	Init bool
+	// Log receives one line per event worth telling. It may be nil.
+	Log func(line string)
+}
+
+// Server answers a host. Make one per process with NewServer.
+type Server struct {
+	system System
+	build  string
+	log    func(string)
+	reaper *reaper
+	ctx    context.Context // ends the commands
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // streams, leftovers, the reaper
+
+	mu     sync.Mutex // guards the fields below
+	state  state
+	config agentwire.Config
+	down   bool // Shutdown was asked for
+	closed bool
+}
+
+// state is how far Configure has come.
+type state int
+
+const (
+	waiting state = iota
+	configuring
+	configured
+	broken
+)
+
+// NewServer returns a Server that waits for Configure.
+func NewServer(c Config) *Server {
+	s := &Server{system: c.System, build: c.Build, log: c.Log, reaper: newReaper()}
+	if s.log == nil {
+		s.log = func(string) {}
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if c.Init {
+		s.reaper.init = true
+		_ = s.spawn(func() { s.reaper.run(s.ctx) })
+	}
+	return s
+}
+
+// Close ends every command and waits for them; it takes seconds when they do not want to end. It does not shut the
+// System down.
+func (s *Server) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+}
+
+// Serve serves one session on a byte channel: it waits for a host, speaks with it, and returns when the session ended,
+// with the reason. The commands of the session are hung up on meanwhile. It closes conn.
+func (s *Server) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
+	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	session, err := agentwire.Accept(conn)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = session.Close() }()
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			return err
+		}
+		if !s.spawn(func() { s.ServeStream(stream) }) {
+			_ = stream.Close()
+			return fault.New(fault.Unavailable, "the agent is closed")
+		}
+	}
+}
+
+// spawn runs f on a goroutine that Close waits for. A panic in it is logged and ends nothing else: the end of PID 1 is
+// the end of the guest.
+func (s *Server) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.wg.Go(func() {
+		defer s.recovered()
+		f()
+	})
+	return true
+}
+
+// recovered must be deferred.
+func (s *Server) recovered() {
+	if v := recover(); v != nil {
+		s.log(fmt.Sprintf("panic: %v\n%s", v, debug.Stack()))
+	}
+}
+
+// ServeStream serves the one request of a stream and closes it.
+func (s *Server) ServeStream(conn Stream) {
+	defer func() { _ = conn.Close() }()
+	defer s.recovered()
+	frames := agentwire.NewReader(conn)
+	t, payload, err := frames.Next()
+	if err != nil || t != agentwire.FrameRequest {
+		return
+	}
+	var req agentwire.Request
+	if err := json.Unmarshal(payload, &req); err != nil {
+		_ = agentwire.WriteFault(conn, fault.New(fault.Invalid, "malformed request"))
+		return
+	}
+	switch req.Method {
+	case agentwire.MethodHello:
+		_ = agentwire.WriteResult(conn, s.hello())
+	case agentwire.MethodConfigure:
+		s.serveConfigure(conn, req.Params)
+	case agentwire.MethodExec:
+		s.serveExec(conn, frames, req.Params)
+	case agentwire.MethodShutdown:
+		s.serveShutdown(conn, req.Params)
+	default:
+		_ = agentwire.WriteFault(conn, fault.New(fault.Invalid, "unknown method %q", req.Method))
+	}
+}
+
+// hello says who the agent is.
+func (s *Server) hello() agentwire.Hello {
+	hello := agentwire.Hello{Generation: agentwire.Generation, Build: s.build}
+	var name unix.Utsname
+	if unix.Uname(&name) == nil {
+		hello.Kernel = unix.ByteSliceToString(name.Release[:])
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hello.Configured = s.state == configured
+	return hello
+}
+
+// serveConfigure does Configure, once.
+func (s *Server) serveConfigure(conn Stream, params json.RawMessage) {
+	var config agentwire.Config
+	if err := json.Unmarshal(params, &config); err != nil {
+		_ = agentwire.WriteFault(conn, fault.New(fault.Invalid, "malformed configuration"))
+		return
+	}
+	if err := s.enterConfigure(); err != nil {
+		_ = agentwire.WriteFault(conn, err)
+		return
+	}
+	reached := broken // also if Configure panics
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.state, s.config = reached, config
+	}()
+	result, err := s.system.Configure(s.ctx, config)
+	if err != nil {
+		s.log("configure: " + err.Error())
+		_ = agentwire.WriteFault(conn, err)
+		return
+	}
+	// Commands may come as soon as the answer is out.
+	s.mu.Lock()
+	reached = configured
+	s.state, s.config = reached, config
+	s.mu.Unlock()
+	_ = agentwire.WriteResult(conn, result)
+}
+
+// enterConfigure lets the first caller in.
+func (s *Server) enterConfigure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.state {
+	case waiting:
+		s.state = configuring
+		return nil
+	case configuring:
+		return fault.New(fault.Conflict, "the guest is being configured already")
+	case configured:
+		return fault.New(fault.Conflict, "the guest is configured already")
+	}
+	return fault.New(fault.Conflict, "configuring the guest failed before; it has to be started anew")
+}
+
+// settings returns what Configure said about commands.
+func (s *Server) settings() (agentwire.Config, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.down:
+		return agentwire.Config{}, fault.New(fault.Conflict, "the guest is shutting down")
+	case s.state != configured:
+		return agentwire.Config{}, fault.New(fault.Conflict, "the guest is not configured yet")
+	}
+	c := s.config
+	c.Env = slices.Clone(c.Env)
+	return c, nil
+}
+
+// serveShutdown answers and then takes the machine down.
+func (s *Server) serveShutdown(conn Stream, params json.RawMessage) {
+	var req agentwire.Shutdown
+	if len(params) > 0 {
+		if err := json.Unmarshal(params, &req); err != nil {
+			_ = agentwire.WriteFault(conn, fault.New(fault.Invalid, "malformed shutdown request"))
+			return
+		}
+	}
+	s.mu.Lock()
+	again := s.down
+	s.down = true
+	s.mu.Unlock()
+	_ = agentwire.WriteResult(conn, nil)
+	_ = conn.Close() // so that the host has its answer whatever comes now
+	if !again {
+		s.system.Shutdown(req)
+	}
+}

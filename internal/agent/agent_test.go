@@ -1,0 +1,143 @@
+package agent_test
+
+import (
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/internal/agent"
+	"banger/internal/agentwire"
+	"banger/internal/fault"
+	"banger/internal/guest"
+)
+
+func TestConfigureOnce(t *testing.T) {
+	calls := 0
+	c, _ := connect(t, fakeSystem{configure: func(agentwire.Config) (agentwire.Configured, error) {
+		calls++
+		return agentwire.Configured{Millis: map[string]int64{"mount": 3}}, nil
+	}})
+	if _, err := c.Exec(t.Context(), agentwire.ExecStart{Argv: []string{"true"}}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("exec before configure: %v", err)
+	}
+	got, err := c.Configure(t.Context(), agentwire.Config{})
+	if err != nil || got.Millis["mount"] != 3 {
+		t.Fatalf("configure: %v, %v", got, err)
+	}
+	if _, err := c.Configure(t.Context(), agentwire.Config{}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("configure again: %v", err)
+	}
+	hello, err := c.Hello(t.Context())
+	if err != nil || !hello.Configured || hello.Generation != agentwire.Generation || hello.Build != "test" || hello.Kernel == "" {
+		t.Errorf("hello = %+v, %v", hello, err)
+	}
+	if calls != 1 {
+		t.Errorf("the system was configured %d times", calls)
+	}
+}
+
+func TestConfigureFailureKeepsClassAndHint(t *testing.T) {
+	c, _ := connect(t, fakeSystem{configure: func(agentwire.Config) (agentwire.Configured, error) {
+		return agentwire.Configured{}, fault.New(fault.Unavailable, "no disk\x1b[31m").WithHint("plug it in")
+	}})
+	_, err := c.Configure(t.Context(), agentwire.Config{})
+	if !fault.Is(err, fault.Unavailable) || fault.HintOf(err) != "plug it in" || strings.Contains(err.Error(), "\x1b") {
+		t.Errorf("err = %q, hint %q", err, fault.HintOf(err))
+	}
+	if _, err := c.Configure(t.Context(), agentwire.Config{}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("configure again: %v", err)
+	}
+}
+
+func TestShutdownIsAnsweredFirstAndDoneOnce(t *testing.T) {
+	down := make(chan agentwire.Shutdown, 2)
+	c, _ := connect(t, fakeSystem{shutdown: func(s agentwire.Shutdown) { down <- s }})
+	for range 2 {
+		if err := c.Shutdown(t.Context(), agentwire.Shutdown{GraceMillis: 5}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := <-down; s.GraceMillis != 5 {
+		t.Errorf("got %+v", s)
+	}
+	if _, err := c.Exec(t.Context(), agentwire.ExecStart{Argv: []string{"true"}}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("exec while going down: %v", err)
+	}
+	select {
+	case <-down:
+		t.Error("shut down twice")
+	default:
+	}
+}
+
+func TestCallsEndWithTheirContext(t *testing.T) {
+	release := make(chan struct{})
+	c, _ := connect(t, fakeSystem{configure: func(agentwire.Config) (agentwire.Configured, error) {
+		<-release
+		return agentwire.Configured{}, nil
+	}})
+	defer close(release)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Configure(ctx, agentwire.Config{}); !fault.Is(err, fault.Timeout) {
+		t.Errorf("err = %v (%s), want timeout", err, fault.ClassOf(err))
+	}
+}
+
+func TestServerServesAnotherSession(t *testing.T) {
+	server := agent.NewServer(agent.Config{System: fakeSystem{}})
+	defer server.Close()
+	for range 3 {
+		host, inside := socketPair(t)
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(t.Context(), inside) }()
+		mux, err := guest.ConnectMux(t.Context(), host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := guest.NewClient(mux).Hello(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_ = mux.Close()
+		<-mux.Done()
+		select {
+		case <-served:
+		case <-time.After(5 * time.Second):
+			t.Fatal("the session goes on without a host")
+		}
+	}
+}
+
+func BenchmarkExecTrue(b *testing.B) {
+	server := agent.NewServer(agent.Config{System: fakeSystem{}})
+	defer server.Close()
+	host, inside := net.Pipe()
+	go func() { _ = server.Serve(context.Background(), inside) }()
+	mux, err := guest.ConnectMux(b.Context(), host)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = mux.Close() }()
+	c := guest.NewClient(mux)
+	if _, err := c.Configure(b.Context(), agentwire.Config{}); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		p, err := c.Exec(b.Context(), agentwire.ExecStart{Argv: []string{"true"}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for {
+			ev, err := p.Next()
+			if err != nil {
+				b.Fatal(err)
+			}
+			if ev.Exited != nil {
+				break
+			}
+		}
+		_ = p.Close()
+	}
+}

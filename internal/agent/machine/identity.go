@@ -1,0 +1,148 @@
+package machine
+
+import (
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/agentwire"
+	"banger/internal/fault"
+)
+
+// Requests of /dev/urandom.
+const (
+	rndAddEntropy = 0x40085203 // _IOW('R', 3, int[2])
+	rndReseedCRNG = 0x5207     // _IO('R', 7)
+)
+
+// setIdentity sets the clock, the state of the random number generator and the host name.
+func setIdentity(config agentwire.Config) error {
+	if config.UnixNano > 0 {
+		now := unix.NsecToTimespec(config.UnixNano)
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
+			return os.NewSyscallError("clock_settime", err)
+		}
+	}
+	if err := addEntropy(config.Entropy); err != nil {
+		return err
+	}
+	return os.NewSyscallError("sethostname", unix.Sethostname([]byte(config.Hostname)))
+}
+
+// addEntropy credits entropy and has the generator use it from now on. Without it two guests of one snapshot would
+// draw the same numbers.
+func addEntropy(entropy []byte) error {
+	if len(entropy) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	// struct rand_pool_info: bits of entropy, bytes, the bytes.
+	info := binary.NativeEndian.AppendUint32(nil, uint32(8*len(entropy)))
+	info = binary.NativeEndian.AppendUint32(info, uint32(len(entropy)))
+	info = append(info, entropy...)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&info[0]))); errno != 0 {
+		return os.NewSyscallError("add entropy", errno)
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseedCRNG, 0); errno != 0 {
+		return os.NewSyscallError("reseed", errno)
+	}
+	return nil
+}
+
+// hostsMark ends the lines of /etc/hosts that are banger's: they are replaced, the others are the user's.
+const hostsMark = "# banger"
+
+// writeFiles writes what depends on the VM into /etc, and what an image may lack.
+func writeFiles(config agentwire.Config) error {
+	if err := os.MkdirAll("/etc", 0o755); err != nil {
+		return err
+	}
+	files := []struct {
+		path    string
+		content func(old string) string
+	}{
+		{"/etc/hostname", func(string) string { return config.Hostname + "\n" }},
+		{"/etc/hosts", func(old string) string { return hosts(old, config.Hostname) }},
+		{"/etc/passwd", func(old string) string { return withRoot(old, "root:x:0:0:root:/root:/bin/sh\n") }},
+		{"/etc/group", func(old string) string { return withRoot(old, "root:x:0:\n") }},
+	}
+	for _, f := range files {
+		if err := rewrite(f.path, f.content); err != nil {
+			return err
+		}
+	}
+	if config.MachineID != "" {
+		if err := rewrite("/etc/machine-id", func(string) string { return config.MachineID + "\n" }); err != nil {
+			return err
+		}
+	}
+	if config.Network == nil || len(config.Network.DNS) == 0 {
+		return nil
+	}
+	return rewrite("/etc/resolv.conf", func(string) string { return resolvConf(config.Network) })
+}
+
+// rewrite replaces a file if its content is to change. A symbolic link, which may dangle, becomes a file.
+func rewrite(path string, content func(old string) string) error {
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	text := content(string(old))
+	if err == nil && text == string(old) {
+		return nil
+	}
+	temp := path + ".banger"
+	if err := os.WriteFile(temp, []byte(text), 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fault.Wrap(fault.Internal, err, "write %s", path)
+	}
+	return nil
+}
+
+// hosts brings the host name into /etc/hosts and keeps the user's lines.
+func hosts(old, hostname string) string {
+	var b strings.Builder
+	for line := range strings.Lines(old) {
+		if line = strings.TrimRight(line, "\n"); !strings.HasSuffix(line, hostsMark) {
+			b.WriteString(line + "\n")
+		}
+	}
+	if strings.TrimSpace(b.String()) == "" {
+		b.Reset()
+		b.WriteString("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")
+	}
+	b.WriteString("127.0.1.1 " + hostname + " " + hostsMark + "\n")
+	return b.String()
+}
+
+// withRoot adds root to a table of users or groups that has none.
+func withRoot(old, line string) string {
+	if strings.HasPrefix(old, "root:") || strings.Contains(old, "\nroot:") {
+		return old
+	}
+	return line + old
+}
+
+// resolvConf is the resolver's configuration.
+func resolvConf(n *agentwire.Network) string {
+	var b strings.Builder
+	for _, server := range n.DNS {
+		b.WriteString("nameserver " + server + "\n")
+	}
+	if len(n.Search) > 0 {
+		b.WriteString("search " + strings.Join(n.Search, " ") + "\n")
+	}
+	return b.String()
+}

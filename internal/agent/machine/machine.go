@@ -1,0 +1,149 @@
+// Package machine is the guest as its PID 1 sees it: devices and modules of the initramfs, the channel to the host,
+// identity and disks when the host sends them, and the way down.
+//
+// Nothing before Configure depends on which VM this is, so that a snapshot of the waiting agent serves every VM.
+// Configure then mounts the image read-only, lays an overlay of the VM's own disk over it and makes that the root:
+//
+//	image (ext4, read-only)      lower layer of /
+//	data:root/upper, root/work   upper layer of /
+//	data:keep/NAME               /root, /home, /workspace, /var/lib/docker: see keeps
+//	modules (ext4, read-only)    /lib/modules/RELEASE
+//
+// The program that uses this package is PID 1 of a virtual machine. It must not be used anywhere else: it mounts,
+// kills and reboots.
+package machine
+
+import (
+	"context"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/agentwire"
+	"banger/internal/fault"
+)
+
+// Machine is the guest. It implements agent.System.
+type Machine struct {
+	kmsg *os.File // nil if there is none
+
+	shutdownOnce sync.Once
+
+	mu sync.Mutex // held by Configure and by the last steps of Shutdown; guards the fields below
+	// initramfs are the files that nobody needs once the root is switched.
+	initramfs []string
+	// The roots of mounts that have no path any more once the root is switched; -1 before.
+	oldRoot, data, modules int
+	switched               bool
+}
+
+// New returns the machine of this process, which is PID 1.
+func New() *Machine {
+	return &Machine{oldRoot: -1, data: -1, modules: -1}
+}
+
+// Boot mounts what the kernel offers and loads the modules of the initramfs.
+func (m *Machine) Boot() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, mnt := range bootMounts() {
+		if err := mnt.do(); err != nil {
+			return err
+		}
+	}
+	// Without it nothing is logged but by what the kernel gave PID 1 as standard error.
+	m.kmsg, _ = os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	raiseLimits()
+	return m.loadModules()
+}
+
+// step is one part of Configure.
+type step struct {
+	name string
+	do   func() error
+}
+
+// Configure gives the guest its identity and its disks and makes the image its root. After an error the guest is of
+// no use but to be shut down, which unmounts whatever was mounted.
+func (m *Machine) Configure(ctx context.Context, config agentwire.Config) (agentwire.Configured, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := check(config); err != nil {
+		return agentwire.Configured{}, err
+	}
+	result := agentwire.Configured{Millis: map[string]int64{}}
+	for _, s := range []step{
+		{"identity", func() error { return setIdentity(config) }},
+		{"disks", func() error { return m.mountDisks(ctx, config.Disks) }},
+		{"root", m.switchRoot},
+		{"system", mountSystem},
+		{"keep", func() error { return m.mountKeeps(config.User) }},
+		{"modules", m.mountModules},
+		{"files", func() error { return writeFiles(config) }},
+		{"network", func() error { return m.setNetwork(ctx, config.Network) }},
+	} {
+		began := time.Now()
+		if err := s.do(); err != nil {
+			return agentwire.Configured{}, fault.Context(err, "guest %s", s.name)
+		}
+		result.Millis[s.name] = time.Since(began).Milliseconds()
+	}
+	return result, nil
+}
+
+// check refuses what would fail halfway.
+func check(config agentwire.Config) error {
+	switch {
+	case config.Hostname == "":
+		return fault.New(fault.Invalid, "the configuration has no hostname")
+	case len(config.Hostname) > 64:
+		return fault.New(fault.Invalid, "hostname %q is longer than 64 bytes", config.Hostname)
+	case config.Disks.Image == "" || config.Disks.Data == "":
+		return fault.New(fault.Invalid, "the configuration names no image or no data disk")
+	}
+	for _, kv := range config.Env {
+		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
+			return fault.New(fault.Invalid, "environment %q is not of the form KEY=VALUE", kv)
+		}
+	}
+	if config.Network != nil {
+		_, err := parseNetwork(config.Network)
+		return err
+	}
+	return nil
+}
+
+// raiseLimits lets the agent, and by inheritance every command, open more files than the kernel's first process may.
+// The soft limit is not the hard one: programs that walk over all possible descriptors would take for ever.
+func raiseLimits() {
+	// Not by package unix: syscall's own version makes the Go runtime pass the limit on to children.
+	_ = setFileLimit(65536, 524288)
+}
+
+// release returns the kernel's release, the name of its directory of modules.
+func release() (string, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "", os.NewSyscallError("uname", err)
+	}
+	return unix.ByteSliceToString(name.Release[:]), nil
+}
+
+// poll calls f until it says that it is done, has an error, or the time is over (done is false then).
+func poll(ctx context.Context, limit time.Duration, f func() (done bool, err error)) (done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if done, err := f(); done || err != nil {
+			return done, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-time.After(pause):
+		}
+	}
+}

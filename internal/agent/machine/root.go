@@ -1,0 +1,120 @@
+package machine
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/fault"
+)
+
+// switchRoot makes the overlay the root of this process, and so of every other. The initramfs stays below it, without
+// the files that it does not need any more; Shutdown goes back there to unmount the disks.
+func (m *Machine) switchRoot() error {
+	var err error
+	if m.oldRoot, err = openDir("/"); err != nil {
+		return err
+	}
+	for _, mnt := range bootMounts() {
+		target := rootDir + mnt.target
+		if err := os.MkdirAll(target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(mnt.target, target, "", unix.MS_MOVE, ""); err != nil {
+			return fault.Wrap(fault.Internal, err, "move %s to the new root", mnt.target)
+		}
+	}
+	if err := unix.Chdir(rootDir); err != nil {
+		return err
+	}
+	// Moved over the old root and not only chrooted to: the kernel refuses user namespaces to who is chrooted.
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fault.Wrap(fault.Internal, err, "move the new root")
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	m.switched = true
+	for _, file := range m.initramfs {
+		_ = unix.Unlinkat(m.oldRoot, file[1:], 0) // only memory
+	}
+	return nil
+}
+
+// mountSystem mounts what programs expect and makes the links of /dev that the kernel leaves to others.
+func mountSystem() error {
+	for _, mnt := range systemMounts() {
+		if err := mnt.do(); err != nil {
+			return err
+		}
+	}
+	for link, target := range map[string]string{
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
+	} {
+		if err := os.Symlink(target, link); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	for _, dir := range []string{"/tmp", "/run/lock"} {
+		if err := sticky(dir); err != nil {
+			return err
+		}
+	}
+	// Everybody may ping.
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
+	return nil
+}
+
+// sticky makes sure that there is a directory for everybody.
+func sticky(dir string) error {
+	const mode = 0o777 | os.ModeSticky
+	info, err := os.Stat(dir)
+	if err == nil && info.IsDir() && info.Mode()&(os.ModePerm|os.ModeSticky) == mode {
+		return nil
+	}
+	if err := makeDir(dir, 0o777); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
+}
+
+// makeDir makes a directory and its parents. A symbolic link in its place gets what it points to.
+func makeDir(path string, mode os.FileMode) error {
+	err := os.MkdirAll(path, mode)
+	if err == nil {
+		return nil
+	}
+	target, linkErr := os.Readlink(path)
+	if linkErr != nil {
+		return err
+	}
+	if !filepath.IsAbs(target) {
+		target = filepath.Join(filepath.Dir(path), target)
+	}
+	return os.MkdirAll(target, mode)
+}
+
+// mountModules mounts the kernel's modules where modprobe looks for them.
+func (m *Machine) mountModules() error {
+	if m.modules < 0 {
+		return nil
+	}
+	name, err := release()
+	if err != nil {
+		return err
+	}
+	dir := "/lib/modules/" + name
+	if err := makeDir("/lib", 0o755); err != nil {
+		return err
+	}
+	if err := makeDir(dir, 0o755); err != nil {
+		return err
+	}
+	return bind(m.modules, "", dir)
+}

@@ -1,0 +1,173 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/agentwire"
+	"banger/internal/fault"
+)
+
+const (
+	// defaultPath is root's and everybody's: a development machine's user has sudo, and expects to find its tools.
+	defaultPath  = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	defaultTerm  = "xterm"
+	defaultShell = "/bin/sh"
+)
+
+// plan is a command that was looked up and can be started.
+type plan struct {
+	file string // what is executed
+	argv []string
+	dir  string
+	env  []string
+	cred *syscall.Credential
+	uid  uint32
+}
+
+// prepare works out what start means in this guest.
+func prepare(config agentwire.Config, start agentwire.ExecStart) (plan, error) {
+	user := cmp.Or(start.User, config.User)
+	if user == "" {
+		user = uint32Text(uint32(os.Geteuid()))
+	}
+	acc, err := lookupAccount("/etc", user)
+	if err != nil {
+		return plan{}, err
+	}
+	cred, err := acc.credential()
+	if err != nil {
+		return plan{}, err
+	}
+	env, err := environment(acc, config.Env, start)
+	if err != nil {
+		return plan{}, err
+	}
+	p := plan{argv: start.Argv, env: env.list(), cred: cred, uid: acc.uid, dir: cmp.Or(start.Workdir, config.Workdir)}
+	if p.dir == "" {
+		// A user whose home is missing or closed still gets a shell.
+		if p.dir = acc.home; checkDir(p.dir) != nil {
+			p.dir = "/"
+		}
+	}
+	if !filepath.IsAbs(p.dir) {
+		return plan{}, fault.New(fault.Invalid, "working directory %q is not an absolute path", p.dir)
+	}
+	if len(p.argv) == 0 {
+		return p.loginShell(acc)
+	}
+	if p.argv[0] == "" {
+		return plan{}, fault.New(fault.Invalid, "the command is empty")
+	}
+	p.file, err = findCommand(cred, p.argv[0], p.dir, env.get("PATH"))
+	return p, err
+}
+
+// loginShell completes the plan with the user's shell. The dash before its name is how a shell knows that it is one
+// for a login.
+func (p plan) loginShell(acc account) (plan, error) {
+	var err error
+	for _, shell := range []string{acc.shell, defaultShell} {
+		if !filepath.IsAbs(shell) {
+			continue
+		}
+		if p.file, err = findCommand(p.cred, shell, p.dir, ""); err == nil {
+			p.argv = []string{"-" + filepath.Base(shell)}
+			return p, nil
+		}
+	}
+	return plan{}, err
+}
+
+// environ is an environment in the making: the last of equal keys wins, the order is that of first mention.
+type environ struct {
+	keys   []string
+	values map[string]string
+}
+
+func (e *environ) set(key, value string) {
+	if _, ok := e.values[key]; !ok {
+		e.keys = append(e.keys, key)
+	}
+	e.values[key] = value
+}
+
+func (e *environ) get(key string) string { return e.values[key] }
+
+func (e *environ) list() []string {
+	out := make([]string, 0, len(e.keys))
+	for _, k := range e.keys {
+		out = append(out, k+"="+e.values[k])
+	}
+	return out
+}
+
+// environment is what a login gives, then what the configuration says, then what the request says.
+func environment(acc account, configured []string, start agentwire.ExecStart) (*environ, error) {
+	e := &environ{values: map[string]string{}}
+	name := cmp.Or(acc.name, uint32Text(acc.uid))
+	e.set("HOME", acc.home)
+	e.set("USER", name)
+	e.set("LOGNAME", name)
+	e.set("SHELL", cmp.Or(acc.shell, defaultShell))
+	e.set("PATH", defaultPath)
+	if start.TTY {
+		e.set("TERM", defaultTerm)
+	}
+	for _, list := range [][]string{configured, start.Env} {
+		for _, kv := range list {
+			key, value, ok := strings.Cut(kv, "=")
+			if !ok || key == "" || strings.ContainsRune(kv, 0) {
+				return nil, fault.New(fault.Invalid, "environment %q is not of the form KEY=VALUE", kv)
+			}
+			e.set(key, value)
+		}
+	}
+	return e, nil
+}
+
+// fork starts the plan with the given standard files; tty says that the first is to be its controlling terminal. The
+// command leads a session and a process group of its own.
+func (p plan) fork(files [3]*os.File, tty bool) (int, error) {
+	attr := &syscall.ProcAttr{
+		Dir: p.dir,
+		Env: p.env,
+		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: tty, Ctty: 0, Credential: p.cred},
+	}
+	for _, f := range files {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	pid, err := syscall.ForkExec(p.file, p.argv, attr)
+	if errors.Is(err, syscall.ENOEXEC) {
+		// A script without a first line that names its interpreter is the shell's, as execvp has it.
+		argv := append([]string{defaultShell, p.file}, p.argv[1:]...)
+		pid, err = syscall.ForkExec(defaultShell, argv, attr)
+	}
+	return pid, explainFork(err, p.argv[0])
+}
+
+// explainFork gives an error of fork or exec its class.
+func explainFork(err error, name string) error {
+	if err == nil {
+		return nil
+	}
+	class := fault.Internal
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		// The file was there when it was looked up.
+		return fault.New(fault.NotFound, "%s: its interpreter or loader does not exist in the guest", name)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.ENOEXEC):
+		class = fault.Denied
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.E2BIG):
+		class = fault.Invalid
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE):
+		class = fault.Exhausted
+	}
+	return fault.Wrap(class, err, "%s", name)
+}
