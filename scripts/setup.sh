@@ -5,10 +5,16 @@
 #   scripts/setup.sh --check  only say what is missing; exit 1 if something is
 set -eu
 
+mode=${1:-install}
+case $mode in
+  install | --check) ;;
+  *) echo "usage: scripts/setup.sh [--check]" >&2; exit 2 ;;
+esac
+
 # One line a need: the command (or file) that proves it, then its package for apt, dnf, pacman, zypper.
 needs='
 qemu-system-x86_64  qemu-system-x86   qemu-system-x86-core  qemu-system-x86  qemu-x86
-mmdebstrap          mmdebstrap        mmdebstrap            -                mmdebstrap
+mmdebstrap          mmdebstrap        mmdebstrap            -                -
 mkfs.ext4           e2fsprogs         e2fsprogs             e2fsprogs        e2fsprogs
 depmod              kmod              kmod                  kmod             kmod
 newuidmap           uidmap            shadow-utils          shadow           shadow
@@ -23,19 +29,25 @@ elif command -v zypper >/dev/null 2>&1; then manager=zypper column=5
 else manager=none column=2
 fi
 
-missing= packages=
-while read -r proof names; do
-  [ -n "$proof" ] || continue
-  case $proof in
-    /*) [ -e "$proof" ] && continue ;;
-    *) command -v "$proof" >/dev/null 2>&1 && continue ;;
+# present PROOF: a path that exists, or a command in PATH
+present() {
+  case $1 in
+    /*) [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null 2>&1 ;;
   esac
+}
+
+missing= packages= unpackaged=" "
+while read -r proof names; do
+  if [ -z "$proof" ] || present "$proof"; then continue; fi
   missing="$missing $proof"
   # shellcheck disable=SC2086
   set -- "$proof" $names
   shift $((column - 1))
   if [ "$1" != - ]; then packages="$packages $1"
-  else echo "setup: no package of $manager has $proof; see docs/install.md" >&2
+  else
+    unpackaged="$unpackaged$proof "
+    echo "setup: no package of $manager has $proof; see docs/install.md" >&2
   fi
 done <<EOT
 $needs
@@ -43,7 +55,11 @@ EOT
 
 [ -n "$missing" ] || exit 0
 echo "setup: missing on this host:$missing" >&2
-[ "${1:-}" != --check ] || exit 1
+[ "$mode" != --check ] || exit 1
+if [ "$manager" = none ]; then
+  echo "setup: no known package manager; install by hand what Debian calls$packages" >&2
+  exit 1
+fi
 [ -n "$packages" ] || exit 0
 
 as_root=
@@ -55,13 +71,29 @@ echo "setup: installing with $manager:$packages" >&2
 # shellcheck disable=SC2086
 case $manager in
   apt)
-    # A first try with the lists at hand; only if that fails are they brought up to date.
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null 2>&1 || {
-      $as_root apt-get update -qq
-      $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+    # A first try with the lists at hand; only if that fails are they brought up to date. Another apt may be at work.
+    install="$as_root env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a apt-get -o DPkg::Lock::Timeout=300 install
+      -y -qq --no-install-recommends"
+    $install $packages >/dev/null 2>&1 </dev/null || {
+      # A list of somebody else's that cannot be brought up to date need not matter.
+      $as_root apt-get -o DPkg::Lock::Timeout=300 update -qq </dev/null ||
+        echo "setup: apt-get update has failed; trying with the package lists that are there" >&2
+      $install $packages >/dev/null </dev/null
     } ;;
   dnf) $as_root dnf install -y -q $packages ;;
   pacman) $as_root pacman -S --needed --noconfirm $packages ;;
   zypper) $as_root zypper --non-interactive install $packages ;;
-  none) echo "setup: no known package manager; install by hand:$missing" >&2; exit 1 ;;
 esac
+
+# What could be installed must be there now.
+hash -r
+failed=
+for proof in $missing; do
+  case $unpackaged in *" $proof "*) continue ;; esac
+  present "$proof" || failed="$failed $proof"
+done
+if [ -n "$failed" ]; then
+  echo "setup: still missing after the installation:$failed; see docs/install.md" >&2
+  exit 1
+fi
+echo "setup: done" >&2

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/hostpkg"
 	"banger/internal/vm"
 )
 
@@ -104,5 +105,6 @@ func findTool(name string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fault.New(fault.Unavailable, "%s is not installed", name).WithHint("sudo apt install e2fsprogs")
+	return "", fault.New(fault.Unavailable, "%s is not installed", name).
+		WithHint("%s", hostpkg.InstallHint(hostpkg.E2fsprogs))
 }

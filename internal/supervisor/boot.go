@@ -1,0 +1,252 @@
+package supervisor
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/proc"
+	"banger/internal/vmdir"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// probeLimit bounds the question which accelerator is in use, on which nothing depends. It is usually answered long
+// before the guest is ready.
+const probeLimit = 30 * time.Second
+
+var (
+	errDeadline = errors.New("the boot deadline has passed")
+	errDied     = errors.New("the vmm is gone")
+	errNoAnswer = errors.New("the agent does not answer")
+)
+
+// boot starts the VM, in several attempts if need be: a guest may hang in its first seconds under software emulation.
+// It returns a machine whose guest is configured, or none and how that ended; then no VMM is left.
+func (s *Supervisor) boot() (hypervisor.Machine, ending) {
+	attempts := max(1, s.launch.Attempts)
+	for n := 1; ; n++ {
+		machine, failed := s.attempt(n)
+		if failed == nil {
+			return machine, ending{}
+		}
+		if s.orders.asked.Err() != nil {
+			return nil, ending{exit: vmdir.Exit{Reason: "stopped while it was starting", Code: failed.code, Expected: true}}
+		}
+		if n < attempts && !failed.final && !s.isStuck() {
+			s.log.Warn("boot attempt failed", "attempt", n, "error", failed.err)
+			continue
+		}
+		return nil, s.bootFailed(failed, n)
+	}
+}
+
+// bootFailed puts the last failure into the one line that users get to see.
+func (s *Supervisor) bootFailed(failed *failure, attempts int) ending {
+	reason := strings.ReplaceAll(strings.TrimSpace(failed.err.Error()), "\n", " / ")
+	if attempts > 1 {
+		reason += fmt.Sprintf(" (the last of %d attempts)", attempts)
+	}
+	err := fault.New(fault.ClassOf(failed.err), "vm %s: %s", s.launch.Name, reason)
+	if err.Hint = fault.HintOf(failed.err); err.Hint == "" {
+		err.Hint = "banger vm logs " + string(s.launch.Name)
+	}
+	return ending{exit: vmdir.Exit{Reason: reason, Code: failed.code, Failed: true}, err: err}
+}
+
+// failure is how one attempt failed.
+type failure struct {
+	err   error // in words for the user
+	final bool  // another attempt would fail in the same way
+	code  int   // the VMM's exit code if there was a VMM
+}
+
+// attempt makes one boot. When it fails it leaves no VMM.
+func (s *Supervisor) attempt(n int) (hypervisor.Machine, *failure) {
+	ctx, cancel := context.WithTimeoutCause(s.orders.asked, s.launch.BootDeadline, errDeadline)
+	defer cancel()
+	s.board.update(func(st *bangerv1.SupervisorStatus) { st.BootAttempts = int32(n) })
+	s.console.begin(n, time.Now())
+	s.vmmLog.end.reset()
+
+	spec := s.launch.Machine
+	spec.RunDir, spec.Console, spec.Log = s.runDir, s.console, s.vmmLog
+	machine, err := s.driver.Start(ctx, spec)
+	if err != nil {
+		return nil, s.startFailed(ctx, err)
+	}
+	s.setVMM(machine.PID())
+	err = s.bringUp(ctx, machine)
+	if err == nil {
+		return machine, nil
+	}
+	if s.orders.asked.Err() != nil {
+		s.board.update(func(st *bangerv1.SupervisorStatus) { st.Phase = phaseStopping })
+	}
+	died := isDone(machine) // by itself, that is
+	s.reap(machine)
+	s.setVMM(0)
+	failed := s.explain(ctx, err, machine.Exit(), died)
+	failed.code = machine.Exit().Code
+	return nil, failed
+}
+
+// startFailed explains an error of the driver. It has undone everything. What it cannot start now it cannot start a
+// moment later, unless it hung.
+func (s *Supervisor) startFailed(ctx context.Context, err error) *failure {
+	if errors.Is(context.Cause(ctx), errDeadline) {
+		return &failure{err: fault.Wrap(fault.Timeout, err, "the vmm did not start within %v", s.launch.BootDeadline)}
+	}
+	return &failure{err: err, final: true}
+}
+
+// explain finds the words for a guest that did not become ready.
+func (s *Supervisor) explain(ctx context.Context, err error, exit hypervisor.Exit, died bool) *failure {
+	var f *fault.Error
+	switch {
+	case died:
+		why := whyEnded(exit, s.console.end.lines(40))
+		// A VMM that complains and exits (bad arguments, a disk it cannot open) will do so again. A guest that crashed
+		// or a VMM that was killed may have better luck.
+		refused := exit.Signal == "" && exit.Code != 0
+		return &failure{
+			err:   fault.New(fault.Unavailable, "%s before the guest was ready%s", why, s.lastWords(why, exit.Detail)),
+			final: refused,
+		}
+	case errors.Is(context.Cause(ctx), errDeadline):
+		why := s.lastWords("", "")
+		if !errors.Is(err, errDeadline) {
+			why = ": " + err.Error() + why
+		}
+		return &failure{err: fault.New(fault.Timeout, "the guest was not ready within %v%s", s.launch.BootDeadline, why)}
+	case errors.As(err, &f):
+		// The agent's own answer, for example that a disk cannot be mounted.
+		return &failure{err: fault.Context(err, "the guest cannot be configured"), final: true}
+	}
+	return &failure{err: fault.Wrap(fault.Unavailable, err, "the guest cannot be configured")}
+}
+
+// lastWords is the end of what the VMM and the guest said, for a message that has said known. detail is what the VMM
+// said if the driver knows better than its log.
+func (s *Supervisor) lastWords(known, detail string) string {
+	var out string
+	said := oneLine(detail)
+	if said == "" {
+		said = strings.Join(s.vmmLog.end.lines(3), " / ")
+	}
+	if said != "" && !strings.Contains(known, said) {
+		out = "; the vmm says: " + said
+	}
+	lines := s.console.end.lines(3)
+	if len(lines) == 0 {
+		return out + "; its console is empty"
+	}
+	return out + "; its console ends with: " + strings.Join(lines, " / ")
+}
+
+// bringUp connects to the agent and configures the guest. It tries until ctx ends, the VMM is gone or the agent
+// refuses.
+func (s *Supervisor) bringUp(ctx context.Context, m hypervisor.Machine) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer onDone(ctx, m, func() { cancel(errDied) })()
+	p := pause{limit: s.times.retry}
+	var last error // of a try that ended by itself: it says more than that the time is over
+	for {
+		err := s.configure(ctx, m)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return cmp.Or(last, context.Cause(ctx))
+		case isFinal(err):
+			return err
+		case !fault.Is(err, fault.Timeout):
+			last = err
+		}
+		s.log.Debug("guest does not answer yet", "error", err)
+		if err := p.wait(ctx, m.Done()); err != nil {
+			return cmp.Or(last, err)
+		}
+	}
+}
+
+// isFinal reports whether the guest has given an answer, as opposed to none. Another answer is not to be expected.
+func isFinal(err error) bool {
+	var f *fault.Error
+	if !errors.As(err, &f) {
+		return false
+	}
+	return f.Class != fault.Unavailable && f.Class != fault.Timeout && f.Class != fault.Cancelled
+}
+
+// configure makes one try. It sets the link when it worked.
+func (s *Supervisor) configure(ctx context.Context, m hypervisor.Machine) error {
+	conn, hello, err := s.connect(ctx, m)
+	if err != nil {
+		return err
+	}
+	if !hello.Configured { // it is if the answer of a try before was lost
+		config := s.launch.Guest
+		config.Entropy = make([]byte, 64)
+		rand.Read(config.Entropy) // never fails
+		config.UnixNano = time.Now().UnixNano()
+		configured, err := conn.client.Configure(ctx, config)
+		if err != nil {
+			conn.close()
+			if fault.Is(err, fault.Conflict) { // still at work on a try before, whose connection was lost
+				err = fault.Wrap(fault.Unavailable, err, "configure")
+			}
+			return err
+		}
+		s.log.Info("guest is configured", "kernel", hello.Kernel, "agent", hello.Build, "millis", configured.Millis)
+	}
+	s.link.set(conn)
+	return nil
+}
+
+// setVMM records the VMM of this attempt, 0 for none. A record that cannot be written does not stop the VM: a daemon
+// that comes anew still finds the supervisor.
+func (s *Supervisor) setVMM(pid int) {
+	s.process.VMM = proc.Identity{}
+	if pid > 0 {
+		s.process.VMM, _ = proc.Of(pid) // no such process: it is gone already, which Done tells
+	}
+	if err := s.dir.WriteProcess(s.process); err != nil {
+		s.log.Error("cannot write process.json", "error", err)
+	}
+	s.board.update(func(st *bangerv1.SupervisorStatus) { st.VmmPid = int32(pid) })
+}
+
+// tellAccelerator puts the accelerator on the board. It runs beside the boot.
+func (s *Supervisor) tellAccelerator(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	if host, err := s.driver.Probe(ctx); err == nil {
+		s.board.update(func(st *bangerv1.SupervisorStatus) { st.Accelerator = host.Accelerator })
+	}
+}
+
+// isStuck reports whether a VMM survived SIGKILL for a while: nobody should start another one then.
+func (s *Supervisor) isStuck() bool {
+	select {
+	case <-s.stuck:
+		return true
+	default:
+		return false
+	}
+}
+
+func isDone(m hypervisor.Machine) bool {
+	select {
+	case <-m.Done():
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,234 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"slices"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/agentwire"
+	"banger/internal/fault"
+	"banger/internal/guest"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// maxChunk is the most output in one message.
+const maxChunk = 64 << 10
+
+// maxMessage bounds what a caller may send at once: arguments and environment mostly.
+const maxMessage = 4 << 20
+
+type execStream = connect.BidiStream[bangerv1.ExecRequest, bangerv1.ExecResponse]
+
+// Exec implements the RPC: a bridge between the caller's stream and a command in the guest. Nothing is buffered but
+// the message in hand, so a side that does not read slows the other down. When the caller goes away the command is
+// ended; when the guest goes away the caller gets a fault.
+//
+// While the VM starts, Exec waits. A signal waits behind the stdin that was sent before it.
+func (s service) Exec(ctx context.Context, stream *execStream) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	start, err := execStart(first.GetStart())
+	if err != nil {
+		return err
+	}
+	client, err := s.awaitGuest(ctx)
+	if err != nil {
+		return err
+	}
+	s.board.session(+1)
+	defer s.board.session(-1)
+	process, err := client.Exec(ctx, start)
+	if err != nil {
+		return s.execFault(ctx, err)
+	}
+	return s.bridge(ctx, stream, process, start.Stdin)
+}
+
+// execStart checks a caller's wish and puts it into the agent's words. User, directory and environment that are not
+// named are the agent's to fill in.
+func execStart(m *bangerv1.ExecStart) (agentwire.ExecStart, error) {
+	rows, cols := m.GetSize().GetRows(), m.GetSize().GetCols()
+	switch {
+	case m == nil:
+		return agentwire.ExecStart{}, fault.New(fault.Invalid, "exec: the first message must be start")
+	case rows > math.MaxUint16 || cols > math.MaxUint16:
+		return agentwire.ExecStart{}, fault.New(fault.Invalid, "exec: terminal size %dx%d is not possible", cols, rows)
+	}
+	return agentwire.ExecStart{
+		Argv: m.GetArgv(), User: m.GetUser(), Workdir: m.GetWorkdir(), Env: m.GetEnv(),
+		TTY: m.GetTty(), Rows: uint16(rows), Cols: uint16(cols), Stdin: m.GetStdin(),
+	}, nil
+}
+
+// awaitGuest returns the client of a guest that is ready. It waits while the VM starts, for which the boot has bounds.
+func (s service) awaitGuest(ctx context.Context) (*guest.Client, error) {
+	for {
+		status, changed := s.board.get()
+		switch status.GetPhase() {
+		case phaseStarting:
+		case phaseReady:
+			if conn, _ := s.link.get(); conn != nil {
+				return conn.client, nil
+			}
+			return nil, fault.New(fault.Unavailable, "vm %s: the connection to the guest is lost, trying to get it back", s.launch.Name).
+				WithHint("banger vm logs %s", s.launch.Name)
+		default:
+			return nil, s.notRunning(status)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: wait for the guest", s.launch.Name)
+		}
+	}
+}
+
+// notRunning says why nothing can be run any more.
+func (s service) notRunning(status *bangerv1.SupervisorStatus) error {
+	if f := status.GetFault(); f != nil { // the boot it waited for failed
+		return &fault.Error{Class: fault.ParseClass(f.GetClass()), Message: f.GetMessage(), Hint: f.GetHint()}
+	}
+	what := "is stopping"
+	if reason := status.GetExit().GetReason(); reason != "" {
+		what = "has ended: " + reason
+	}
+	return fault.New(fault.Conflict, "vm %s %s", s.launch.Name, what).WithHint("banger vm start %s", s.launch.Name)
+}
+
+// bridge moves messages both ways until the command has ended or one side is gone.
+func (s service) bridge(ctx context.Context, stream *execStream, process *guest.Process, stdin bool) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		_ = process.Close()
+	})
+	defer func() {
+		cancel(nil)
+		if !stop() {
+			<-closed
+		}
+		_ = process.Close()
+	}()
+	// The input side sits in Receive until the handler has returned: net/http ends it by closing the request's body.
+	// calls, which counts this handler already, waits for it.
+	s.calls.Go(func() {
+		if err := s.forwardInput(stream, process, stdin); err != nil {
+			cancel(err)
+		}
+	})
+	err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{
+		Started: &bangerv1.ExecStarted{Pid: int32(process.Started.PID)},
+	}})
+	if err == nil {
+		err = s.forwardOutput(stream, process)
+	}
+	if err == nil {
+		return nil
+	}
+	return s.execFault(ctx, err)
+}
+
+// execFault says what ended a command early, or why it did not start. The agent's own faults pass untouched: callers
+// tell by their class that a command was not found or not executable.
+func (s service) execFault(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		cause := context.Cause(ctx)
+		var f *fault.Error
+		if errors.As(cause, &f) {
+			return cause
+		}
+		return fault.Wrap(fault.Cancelled, cause, "vm %s: the command was given up", s.launch.Name)
+	}
+	if isFinal(err) {
+		return err
+	}
+	if status, _ := s.board.get(); status.GetPhase() != phaseReady {
+		return fault.New(fault.Unavailable, "vm %s was stopped while the command ran", s.launch.Name).
+			WithHint("banger vm start %s", s.launch.Name)
+	}
+	return fault.Wrap(fault.Unavailable, err, "vm %s", s.launch.Name)
+}
+
+// forwardOutput sends what the command does. It returns nil after its exit was sent.
+func (s service) forwardOutput(stream *execStream, process *guest.Process) error {
+	for {
+		event, err := process.Next()
+		if err != nil {
+			return err
+		}
+		s.board.touch()
+		for chunk := range slices.Chunk(event.Stdout, maxChunk) {
+			if err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stdout{Stdout: chunk}}); err != nil {
+				return err
+			}
+		}
+		for chunk := range slices.Chunk(event.Stderr, maxChunk) {
+			if err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stderr{Stderr: chunk}}); err != nil {
+				return err
+			}
+		}
+		if event.Exited != nil {
+			return stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Exited{
+				Exited: &bangerv1.ExecExited{Code: int32(event.Exited.Code), Signal: event.Exited.Signal},
+			}})
+		}
+	}
+}
+
+// forwardInput passes on what the caller sends, until it has no more to send or the command has ended. An error means
+// that the caller is gone or sent nonsense, or that the guest is gone.
+func (s service) forwardInput(stream *execStream, process *guest.Process, stdin bool) error {
+	for {
+		msg, err := stream.Receive()
+		eof := errors.Is(err, io.EOF)
+		if err != nil && !eof {
+			return err
+		}
+		s.board.touch()
+		if msg.GetStdinEof() || eof {
+			if stdin {
+				err = process.CloseStdin()
+			}
+			stdin = false
+		} else {
+			err = s.input(msg, process, stdin)
+		}
+		switch {
+		case errors.Is(err, io.ErrClosedPipe): // the command has ended: what comes now is of no use to anybody
+			return nil
+		case fault.Is(err, fault.Invalid):
+			return err
+		case err != nil && !eof:
+			return fault.Wrap(fault.Unavailable, err, "vm %s: the connection to the guest broke", s.launch.Name)
+		case eof:
+			return nil
+		}
+	}
+}
+
+// input passes on one message that is not the end of stdin.
+func (s service) input(msg *bangerv1.ExecRequest, process *guest.Process, stdin bool) error {
+	switch kind := msg.GetKind().(type) {
+	case *bangerv1.ExecRequest_Stdin:
+		if !stdin {
+			return fault.New(fault.Invalid, "exec: stdin was sent after its end, or without being asked for")
+		}
+		return process.WriteStdin(kind.Stdin)
+	case *bangerv1.ExecRequest_Resize:
+		rows, cols := kind.Resize.GetRows(), kind.Resize.GetCols()
+		if rows > math.MaxUint16 || cols > math.MaxUint16 {
+			return fault.New(fault.Invalid, "exec: terminal size %dx%d is not possible", cols, rows)
+		}
+		return process.Resize(uint16(rows), uint16(cols))
+	case *bangerv1.ExecRequest_Signal:
+		return process.Signal(kind.Signal)
+	}
+	return nil // a kind from the future
+}

@@ -1,0 +1,158 @@
+package supervisor
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fakevmm"
+	"banger/internal/paths"
+	"banger/internal/proc"
+	"banger/internal/vmdir"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// superviseForTest is the main function of a supervisor process with the fake VMM.
+func superviseForTest(dir vmdir.Dir) int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	s := New(Config{Dir: dir, Drivers: map[string]hypervisor.Driver{"fake": fakevmm.New(fakevmm.Options{})}, Log: log})
+	if err := s.Run(context.Background()); err != nil {
+		return 1
+	}
+	return 0
+}
+
+// spawned is a supervisor process.
+type spawned struct {
+	proc.Identity
+	ended <-chan struct{}
+}
+
+// spawn starts a supervisor as the daemon does and waits until its guest is ready.
+func (r *rig) spawn() spawned {
+	r.t.Helper()
+	kernel := filepath.Join(string(r.dir), "vmlinux")
+	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	r.launch.Machine = hypervisor.Spec{ID: string(r.launch.VMID), Name: "dev", CPUs: 1, Memory: 256 << 20, Kernel: kernel}
+	if err := r.dir.WriteLaunch(r.launch); err != nil {
+		r.t.Fatal(err)
+	}
+	log := r.dir.Path(paths.VMSupervisorLog)
+	id, ended, err := proc.Spawn([]string{"/proc/self/exe"}, append(os.Environ(), supervisorEnv+"="+string(r.dir)), log)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := id.Kill(syscall.SIGKILL); err != nil {
+			r.t.Error(err)
+		}
+		<-ended
+		if r.t.Failed() {
+			text, _ := os.ReadFile(log)
+			r.t.Logf("supervisor.log:\n%s", text)
+		}
+	})
+	waitFor(r.t, "the guest", func() bool {
+		st, err := r.client.Status(r.t.Context(), connect.NewRequest(&bangerv1.SupervisorStatusRequest{}))
+		return err == nil && st.Msg.GetPhase() == phaseReady
+	})
+	return spawned{id, ended}
+}
+
+func (s spawned) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the supervisor does not end")
+	}
+}
+
+func TestVMMThatIsKilled(t *testing.T) {
+	r := newRig(t, &fakeDriver{})
+	sup := r.spawn()
+	watched := r.watch()
+	p, _, _ := r.dir.ReadProcess()
+	if err := p.VMM.Kill(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	all := <-watched
+	const want = "the vmm was killed by signal 9 (killed)"
+	if exit := r.clean(); exit.Reason != want || exit.Code != -1 || exit.Expected {
+		t.Errorf("exit %+v", exit)
+	}
+	if last := all[len(all)-1]; last.GetExit().GetReason() != want {
+		t.Errorf("last status %v", last)
+	}
+	sup.wait(t)
+}
+
+func TestSupervisorThatIsKilled(t *testing.T) {
+	r := newRig(t, &fakeDriver{})
+	sup := r.spawn()
+	p, _, _ := r.dir.ReadProcess()
+	if p.Supervisor != sup.Identity || !p.VMM.Alive() {
+		t.Fatalf("process.json %+v", p)
+	}
+	if err := sup.Kill(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	sup.wait(t)
+	waitFor(t, "the VMM to die with it", func() bool { return !p.VMM.Alive() })
+	if _, ok, _ := r.dir.ReadExit(); ok {
+		t.Error("there is an exit.json")
+	}
+	// What it left is no obstacle to the next one, which a host that shuts down stops in order.
+	next := r.spawn()
+	if out, code := r.exec(&bangerv1.ExecStart{Argv: []string{"echo", "hello"}}); out != "hello\n" || code != 0 {
+		t.Errorf("exec: %q %d", out, code)
+	}
+	if err := next.Kill(syscall.SIGHUP); err != nil {
+		t.Error(err)
+	}
+	if err := next.Kill(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	next.wait(t)
+	if exit := r.clean(); exit.Reason != "stopped" || !exit.Expected {
+		t.Errorf("exit %+v", exit)
+	}
+	console, err := os.ReadFile(r.dir.Path(paths.VMConsole))
+	if n := strings.Count(string(console), "--- banger: start at "); err != nil || n != 2 {
+		t.Errorf("%d starts in the console log: %v", n, err)
+	}
+}
+
+func TestVMMThatHangsIsKilledInTime(t *testing.T) {
+	r := newRig(t, &fakeDriver{})
+	sup := r.spawn()
+	p, _, _ := r.dir.ReadProcess()
+	// A stopped VMM is what a guest looks like that hangs completely.
+	if err := p.VMM.Kill(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if st := r.status(); st.GetPhase() != phaseReady || time.Since(began) > time.Second {
+		t.Errorf("status %v after %v", st, time.Since(began))
+	}
+	if _, err := r.stop(false, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("stop took %v", took)
+	}
+	if exit := r.clean(); !strings.HasPrefix(exit.Reason, "killed: the guest did not shut down within 1s") || !exit.Expected {
+		t.Errorf("exit %+v", exit)
+	}
+	sup.wait(t)
+}
