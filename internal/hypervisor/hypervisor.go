@@ -73,9 +73,18 @@ type Disk struct {
 	Serial   string // how the agent finds it: at most 20 bytes (virtio-blk)
 }
 
+// NetworkUser is the Kind of a network that the VMM makes by itself, in user mode. The guest is alone on it and has to
+// be configured with these values; there is no other way to learn them than this table.
+const (
+	NetworkUser = "user"
+	UserAddress = "10.90.0.2/24"
+	UserGateway = "10.90.0.1"
+	UserDNS     = "10.90.0.3"
+)
+
 // Network is the machine's only network interface. The zero value means none.
 type Network struct {
-	Kind string // "" or "user" (the VMM's own user-mode network)
+	Kind string // "" or NetworkUser
 	MAC  string
 }
 
@@ -98,7 +107,7 @@ type Machine interface {
 // Reasons that a VMM gives for its end, in the words of QEMU's ShutdownCause. Others are possible.
 const (
 	ReasonGuestShutdown = "guest-shutdown" // the guest powered off
-	ReasonGuestReset    = "guest-reset"    // the guest reset instead: a kernel panic or the loss of its init
+	ReasonGuestReset    = "guest-reset"    // the guest reset: a panic, or its way to end on a VMM without power-off
 	ReasonQuit          = "host-qmp-quit"  // Quit
 	ReasonSignal        = "host-signal"    // a signal that the VMM handled, such as SIGTERM
 )

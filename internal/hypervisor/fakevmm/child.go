@@ -1,0 +1,185 @@
+package fakevmm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"banger/internal/agent"
+	"banger/internal/agentwire"
+	"banger/internal/hypervisor"
+)
+
+// The child's descriptors beyond the usual three, and what it says on the first.
+const (
+	fdWords   = 3
+	fdOrders  = 4
+	wordReady = "ready"
+)
+
+// closeTimeout bounds how long the agent's commands are waited for when the machine ends.
+const closeTimeout = 2 * time.Second
+
+// Main runs a fake VMM and exits, if this process was started as one. Otherwise it returns at once.
+func Main() {
+	if os.Getenv(Env) == "" {
+		return
+	}
+	os.Exit(run())
+}
+
+func run() int {
+	var spec childSpec
+	if err := json.Unmarshal([]byte(os.Getenv(envSpec)), &spec); err != nil {
+		fmt.Fprintln(os.Stderr, "fake vmm: specification:", err)
+		return 2
+	}
+	for _, name := range []string{Env, envSpec} { // not for the commands of the "guest"
+		os.Unsetenv(name)
+	}
+	syscall.CloseOnExec(fdWords)
+	syscall.CloseOnExec(fdOrders)
+	if spec.Faults.DieAtStart {
+		fmt.Fprintln(os.Stderr, "fake vmm: death at the start was asked for")
+		return 1
+	}
+	c := &child{spec: spec, words: os.NewFile(fdWords, "words"), ended: make(chan string, 1)}
+	return c.run()
+}
+
+// child is the machine seen from inside.
+type child struct {
+	spec  childSpec
+	words *os.File
+	ended chan string // the reason of the end; the first one counts
+
+	mu         sync.Mutex // mu guards the field below
+	configured agentwire.Config
+}
+
+var _ agent.System = (*child)(nil)
+
+// Configure takes the identity and does nothing with it: this is not a machine.
+func (c *child) Configure(_ context.Context, config agentwire.Config) (agentwire.Configured, error) {
+	c.mu.Lock()
+	c.configured = config
+	c.mu.Unlock()
+	fmt.Printf("fake vmm: configured as %s\n", config.Hostname)
+	return agentwire.Configured{Millis: map[string]int64{"fake": 0}}, nil
+}
+
+// Shutdown ends the machine as a guest that powers off.
+func (c *child) Shutdown(agentwire.Shutdown) {
+	if !c.spec.Faults.IgnoreShutdown {
+		c.end(hypervisor.ReasonGuestShutdown)
+	}
+}
+
+func (c *child) end(reason string) {
+	select {
+	case c.ended <- reason:
+	default:
+	}
+}
+
+// run is the life of the machine.
+func (c *child) run() int {
+	listener, err := net.Listen("unix", c.spec.Socket)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "fake vmm:", err)
+		return 1
+	}
+	server := agent.NewServer(agent.Config{System: c, Build: "fake", Log: func(line string) { fmt.Println(line) }})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { c.serve(ctx, listener, server) })
+	go c.obey(os.NewFile(fdOrders, "orders")) // ends with the process
+	c.watchSignals()
+	c.arm()
+	fmt.Printf("fake vmm: machine %s is up\n", c.spec.Name)
+	fmt.Fprintln(c.words, wordReady)
+
+	reason := <-c.ended
+	cancel()
+	listener.Close() // removes the socket
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		server.Close()
+		wg.Wait()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout):
+	}
+	fmt.Println("fake vmm: down,", reason)
+	fmt.Fprintln(c.words, reason)
+	return 0
+}
+
+// serve serves one connection after the other, as a virtio-serial port does.
+func (c *child) serve(ctx context.Context, listener net.Listener, server *agent.Server) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		if c.spec.Faults.NeverReady {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			_, _ = io.Copy(io.Discard, conn)
+			stop()
+			conn.Close()
+			continue
+		}
+		if err := server.Serve(ctx, conn); err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
+			fmt.Println("fake vmm: session:", err)
+		}
+	}
+}
+
+// obey waits for the order to quit. The end of the orders means that the driver's process is gone.
+func (c *child) obey(orders *os.File) {
+	buf := make([]byte, 1)
+	for {
+		n, err := orders.Read(buf)
+		if err != nil {
+			c.end(hypervisor.ReasonQuit)
+			return
+		}
+		if n == 1 && !c.spec.Faults.IgnoreQuit {
+			c.end(hypervisor.ReasonQuit)
+		}
+	}
+}
+
+// watchSignals ends the machine on SIGTERM. The other two are taken and not ignored: the commands that the agent starts
+// would inherit that.
+func (c *child) watchSignals() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	go func() { // ends with the process
+		for sig := range signals {
+			if sig == syscall.SIGTERM && !c.spec.Faults.IgnoreTerm {
+				c.end(hypervisor.ReasonSignal)
+			}
+		}
+	}()
+}
+
+// arm sets the timers of the faults that come later.
+func (c *child) arm() {
+	if d := c.spec.Faults.DieAfter; d > 0 {
+		time.AfterFunc(d, func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) })
+	}
+	if d := c.spec.Faults.PanicAfter; d > 0 {
+		time.AfterFunc(d, func() { c.end(hypervisor.ReasonGuestReset) })
+	}
+}

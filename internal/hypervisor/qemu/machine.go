@@ -1,0 +1,209 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/qmp"
+	"banger/internal/hypervisor/vmmproc"
+)
+
+const (
+	// startTimeout bounds the time until QEMU has taken its arguments and answers. It is 30-60 ms; the bound is for a
+	// machine that is busy with ten other starts.
+	startTimeout = 30 * time.Second
+
+	// lastWords is how long the end of the control channel, with the reason of the shutdown in it, is waited for after
+	// the process has ended. What it said is in the socket's buffer by then.
+	lastWords = time.Second
+)
+
+// Machine is one QEMU process.
+type Machine struct {
+	spec    hypervisor.Spec
+	process *vmmproc.Process
+	ready   chan struct{} // closed when handshake has returned; qmp is fixed then
+	qmp     *qmp.Client   // nil if the handshake failed
+	done    chan struct{}
+	exit    hypervisor.Exit // valid after done
+	agent   vmmproc.Channel
+
+	mu     sync.Mutex // mu guards the field below
+	reason string     // of the shutdown, as QEMU said
+}
+
+var _ hypervisor.Machine = (*Machine)(nil)
+
+// Start starts QEMU and returns when it runs the guest. See hypervisor.Driver for the contract.
+func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
+	if err := check(spec); err != nil {
+		return nil, err
+	}
+	host, err := d.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known := machineHost{Accelerator: host.Accelerator}
+	if known.Accelerator == TCG {
+		known.TSCKHz = d.hostTSC()
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "start QEMU")
+	}
+	m := &Machine{spec: spec, ready: make(chan struct{}), done: make(chan struct{})}
+	m.removeSockets() // of a run that was cut off
+	m.process, err = vmmproc.Start(vmmproc.Config{
+		Path: host.Path, Args: args(spec, known), Env: environment(), Console: spec.Console, Log: spec.Log,
+	})
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "start QEMU")
+	}
+	m.agent.Path, m.agent.Gone = filepath.Join(spec.RunDir, agentSocket), m.process.Exited()
+	go m.wait()
+
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	m.qmp, err = m.handshake(ctx)
+	died := isClosed(m.process.Exited())
+	close(m.ready)
+	if err == nil {
+		return m, nil
+	}
+	_ = m.process.Signal(syscall.SIGKILL)
+	<-m.done
+	return nil, startFault(err, died || ctx.Err() == nil, m.exit)
+}
+
+// handshake connects to QEMU's control socket and waits until it runs the guest. The socket answers early, but a
+// command only when every argument was taken and every device made.
+func (m *Machine) handshake(ctx context.Context) (*qmp.Client, error) {
+	conn, err := vmmproc.Dial(ctx, filepath.Join(m.spec.RunDir, qmpSocket), m.process.Exited())
+	if err != nil {
+		return nil, err
+	}
+	client, err := qmp.New(ctx, conn, m.event)
+	if err != nil {
+		return nil, err
+	}
+	if err := client.Execute(ctx, "query-status", nil, nil); err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// startFault says why a machine did not start. Itself is whether QEMU ended by itself.
+func startFault(err error, itself bool, exit hypervisor.Exit) error {
+	if !itself {
+		return fault.Wrap(fault.ClassOf(err), err, "start QEMU")
+	}
+	text := exit.Detail
+	if text == "" {
+		return fault.Wrap(fault.Internal, err, "start QEMU")
+	}
+	text = strings.TrimPrefix(lastLine(text), "qemu-system-x86_64: ")
+	switch {
+	case strings.Contains(text, "Cannot allocate memory"):
+		return fault.New(fault.Exhausted, "start QEMU: not enough memory on this host: %s", text).
+			WithHint("banger vm run --memory 512M")
+	case strings.Contains(text, "Permission denied"):
+		return fault.New(fault.Denied, "start QEMU: %s", text)
+	case strings.Contains(text, `Failed to get "write" lock`):
+		return fault.New(fault.Conflict, "start QEMU: a disk is in use by another process: %s", text)
+	}
+	return fault.New(fault.Internal, "start QEMU: %s", text)
+}
+
+// wait cleans up after the process and publishes how it ended.
+func (m *Machine) wait() {
+	<-m.process.Exited()
+	<-m.ready
+	if m.qmp != nil {
+		select {
+		case <-m.qmp.Done():
+		case <-time.After(lastWords):
+		}
+		m.qmp.Close()
+	}
+	m.removeSockets()
+	m.mu.Lock()
+	reason := m.reason
+	m.mu.Unlock()
+	m.exit = m.process.Exit()
+	m.exit.Reason = reason
+	close(m.done)
+}
+
+// event keeps the reason of a shutdown.
+func (m *Machine) event(e qmp.Event) {
+	if e.Name != "SHUTDOWN" {
+		return
+	}
+	var data struct {
+		Reason string `json:"reason"`
+	}
+	if err := json.Unmarshal(e.Data, &data); err != nil || len(data.Reason) > 64 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reason = data.Reason
+}
+
+func (m *Machine) removeSockets() {
+	for _, name := range []string{qmpSocket, agentSocket} {
+		_ = os.Remove(filepath.Join(m.spec.RunDir, name)) // mostly not there: QEMU removes them when it ends well
+	}
+}
+
+// PID returns the process id of QEMU.
+func (m *Machine) PID() int { return m.process.PID() }
+
+// ConnectAgent connects to the agent's virtio-serial port. QEMU serves one connection at a time, so a second one is
+// refused until the first is closed.
+func (m *Machine) ConnectAgent(ctx context.Context) (net.Conn, error) {
+	conn, err := m.agent.Connect(ctx)
+	return conn, fault.Context(err, "vm %s", m.spec.Name)
+}
+
+// Quit tells QEMU to end.
+func (m *Machine) Quit(ctx context.Context) error {
+	if isClosed(m.process.Exited()) {
+		return nil
+	}
+	err := m.qmp.Execute(ctx, "quit", nil, nil)
+	if err == nil || errors.Is(err, qmp.ErrClosed) { // it may end before it answers
+		return nil
+	}
+	return fault.Context(err, "quit QEMU of %s", m.spec.Name)
+}
+
+// Signal sends a signal to QEMU.
+func (m *Machine) Signal(sig int) error {
+	return fault.Context(m.process.Signal(syscall.Signal(sig)), "signal QEMU of %s", m.spec.Name)
+}
+
+// Done is closed when QEMU has ended and its sockets are gone.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Exit says how QEMU ended.
+func (m *Machine) Exit() hypervisor.Exit { return m.exit }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,46 @@
+// Package netstack decides how one VM is connected: both halves of it, what the VMM attaches and what the guest is told.
+//
+// For now it is the VMM's own user-mode network, which reaches out and lets nothing in. The user-space network that
+// the supervisor will run takes its place behind the same Plan.
+package netstack
+
+import (
+	"crypto/sha256"
+	"net"
+	"strings"
+
+	"banger/internal/agentwire"
+	"banger/internal/hypervisor"
+	"banger/internal/vm"
+)
+
+// Address is the guest's own address. It is the same in every VM: each is alone on its network.
+func Address() string {
+	address, _, _ := strings.Cut(hypervisor.UserAddress, "/")
+	return address
+}
+
+// Plan is the connection of one VM.
+type Plan struct {
+	Host  hypervisor.Network // for the VMM
+	Guest *agentwire.Network // for the agent
+}
+
+// For returns the plan for the VM with that id. It is the same at every start.
+func For(id vm.ID) Plan {
+	return Plan{
+		Host: hypervisor.Network{Kind: hypervisor.NetworkUser, MAC: mac(id)},
+		Guest: &agentwire.Network{
+			Address: hypervisor.UserAddress, Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS},
+		},
+	}
+}
+
+// mac derives a hardware address from the id: locally administered, unicast (IEEE 802, the two low bits of the first
+// byte).
+func mac(id vm.ID) string {
+	sum := sha256.Sum256([]byte(id))
+	addr := net.HardwareAddr(sum[:6])
+	addr[0] = addr[0]&^1 | 2
+	return addr.String()
+}

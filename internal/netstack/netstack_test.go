@@ -1,0 +1,29 @@
+package netstack
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestForIsStableAndDistinct(t *testing.T) {
+	a, b := For("0123456789ab"), For("0123456789ac")
+	if diff := cmp.Diff(a, For("0123456789ab")); diff != "" {
+		t.Errorf("not stable: %s", diff)
+	}
+	if a.Host.MAC == b.Host.MAC {
+		t.Errorf("two VMs share %s", a.Host.MAC)
+	}
+	for _, p := range []Plan{a, b} {
+		hw, err := net.ParseMAC(p.Host.MAC)
+		if err != nil || hw[0]&3 != 2 {
+			t.Errorf("%s is not a local unicast address (%v)", p.Host.MAC, err)
+		}
+		prefix, err := netip.ParsePrefix(p.Guest.Address)
+		if err != nil || !prefix.Contains(netip.MustParseAddr(p.Guest.Gateway)) {
+			t.Errorf("gateway %s is outside %s (%v)", p.Guest.Gateway, p.Guest.Address, err)
+		}
+	}
+}
