@@ -46,7 +46,7 @@ func run(m *machine.Machine) error {
 		return err
 	}
 	go m.ServeSignals()
-	server := agent.NewServer(agent.Config{System: m, Build: build(), Init: true, Log: m.Error})
+	server := agent.NewServer(agent.Config{System: m, Build: build(), Init: true, Ended: m.Settle, Log: m.Error})
 	ctx := context.Background()
 	pause := firstPause
 	for {

@@ -46,6 +46,8 @@ type Config struct {
 	Build  string // said in Hello
 	// Init says that this process is PID 1: it reaps every orphan. Otherwise only the Server's own children.
 	Init bool
+	// Ended is called after each command, on a goroutine of that command, and returns at once. It may be nil.
+	Ended func()
 	// Log receives one line per event worth telling. It may be nil.
 	Log func(line string)
 }
@@ -54,6 +56,7 @@ type Config struct {
 type Server struct {
 	system System
 	build  string
+	ended  func()
 	log    func(string)
 	reaper *reaper
 	ctx    context.Context // ends the commands
@@ -79,9 +82,12 @@ const (
 
 // NewServer returns a Server that waits for Configure.
 func NewServer(c Config) *Server {
-	s := &Server{system: c.System, build: c.Build, log: c.Log, reaper: newReaper()}
+	s := &Server{system: c.System, build: c.Build, ended: c.Ended, log: c.Log, reaper: newReaper()}
 	if s.log == nil {
 		s.log = func(string) {}
+	}
+	if s.ended == nil {
+		s.ended = func() {}
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if c.Init {

@@ -150,6 +150,7 @@ func (c *command) run(conn Stream, frames *agentwire.Reader) {
 	_ = conn.Close()
 	inputs.Wait()
 	c.leaveFiles()
+	c.server.ended()
 }
 
 // stopStdin wakes who writes to the command's stdin.

@@ -31,6 +31,7 @@ type Machine struct {
 	kmsg *os.File // nil if there is none
 
 	shutdownOnce sync.Once
+	settling     *time.Timer // runs settle; never nil
 
 	mu sync.Mutex // held by Configure and by the last steps of Shutdown; guards the fields below
 	// initramfs are the files that nobody needs once the root is switched.
@@ -42,7 +43,10 @@ type Machine struct {
 
 // New returns the machine of this process, which is PID 1.
 func New() *Machine {
-	return &Machine{oldRoot: -1, data: -1, modules: -1}
+	m := &Machine{oldRoot: -1, data: -1, modules: -1}
+	m.settling = time.AfterFunc(time.Hour, m.settle)
+	m.settling.Stop()
+	return m
 }
 
 // Boot mounts what the kernel offers and loads the modules of the initramfs.

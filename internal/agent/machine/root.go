@@ -66,6 +66,7 @@ func mountSystem() error {
 			return err
 		}
 	}
+	writeBackEarly()
 	// Everybody may ping.
 	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	return nil
