@@ -1,0 +1,247 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"maps"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
+
+	"banger/internal/fault"
+	"banger/internal/operation"
+	"banger/internal/paths"
+	"banger/internal/progress"
+	"banger/internal/store"
+	"banger/internal/undo"
+	"banger/internal/vm"
+	"banger/internal/vmdir"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// order is a VM to be made, with every default filled in and checked as far as it can be without the host.
+type order struct {
+	spec  vm.Spec
+	named bool // by its creator; else the name was generated and may change
+	start bool
+}
+
+// Create implements the RPC. What is wrong with the request itself is said at once; the rest is the operation's.
+func (s *vmService) Create(ctx context.Context, req *connect.Request[bangerv1.CreateVMRequest]) (*connect.Response[bangerv1.CreateVMResponse], error) {
+	o, err := s.order(ctx, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	spec := operation.Spec{Kind: "vm.create", Target: string(o.spec.Name)}
+	id, err := s.ops.Begin(spec, func(ctx context.Context, report progress.Func) (string, error) {
+		return s.create(ctx, o, report)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&bangerv1.CreateVMResponse{OperationId: id}), nil
+}
+
+// order reads and checks a request.
+func (s *vmService) order(ctx context.Context, req *bangerv1.CreateVMRequest) (order, error) {
+	in, defaults := req.GetSpec(), s.cfg.Settings.Defaults
+	o := order{start: req.GetStart(), named: in.GetName() != "", spec: vm.Spec{
+		Image: orElse(in.GetImage(), defaults.Image), Kernel: in.GetKernel(), CPUs: defaults.CPUs,
+		Memory: defaults.Memory, Disk: defaults.Disk, Remove: in.GetRemoveOnExit(), Env: slices.Clone(in.GetEnv()),
+		User: in.GetUser(), Workdir: in.GetWorkdir(), Labels: maps.Clone(in.GetLabels()),
+	}}
+	if n := in.GetCpus(); n > 0 {
+		o.spec.CPUs = int(min(n, math.MaxInt32))
+	}
+	if n := in.GetMemoryBytes(); n > 0 {
+		o.spec.Memory = n
+	}
+	if n := in.GetDiskBytes(); n > 0 {
+		o.spec.Disk = n
+	}
+	if o.named {
+		parsed, err := vm.ParseName(in.GetName())
+		if err != nil {
+			return order{}, err
+		}
+		o.spec.Name = parsed
+	} else {
+		o.spec.Name = s.generateName(ctx)
+	}
+	return o, s.check(ctx, &o.spec)
+}
+
+// check finds what would make the create fail later, before anything is fetched for it.
+func (s *vmService) check(ctx context.Context, spec *vm.Spec) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	driver := s.cfg.Drivers[s.cfg.Settings.VMM.Driver]
+	if most := driver.Features().MaxCPUs; most > 0 && spec.CPUs > most {
+		return fault.New(fault.Invalid, "%d cpus are more than the %d that %s allows", spec.CPUs, most, driver.Name()).
+			WithHint("banger vm run --cpus %d", most)
+	}
+	if err := s.images.check(ctx, spec.Image); err != nil {
+		return err
+	}
+	if spec.Kernel != "" {
+		if err := s.kernels.check(ctx, spec.Kernel); err != nil {
+			return err
+		}
+	}
+	return s.store.CheckName(ctx, spec.Name)
+}
+
+// generateName returns a name that no VM has.
+func (s *vmService) generateName(ctx context.Context) vm.Name {
+	return vm.GenerateName(func(candidate string) bool {
+		return fault.Is(s.store.CheckName(ctx, vm.Name(candidate)), fault.Exists)
+	})
+}
+
+// create makes a VM: fetch what it needs, reserve its name, make its directory, start it. Whatever fails or is
+// cancelled, nothing of the VM is left; images and kernels that were fetched stay.
+func (s *vmService) create(ctx context.Context, o order, report progress.Func) (_ string, err error) {
+	driver := s.cfg.Drivers[s.cfg.Settings.VMM.Driver]
+	if _, err := driver.Probe(ctx); err != nil {
+		return "", err
+	}
+	id := vm.NewID()
+	unlock, err := s.fleet.lock(ctx, id, patient)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	var u undo.Stack
+	defer func() {
+		if undoErr := u.Run(ctx); undoErr != nil {
+			s.log.ErrorContext(ctx, "a create that failed left something behind", "vm", id, "error", undoErr)
+		}
+	}()
+	// First, because a row may have been inserted although the answer is an error.
+	u.Add("remove the vm", func(ctx context.Context) error { return s.fleet.destroy(ctx, id) })
+	v, err := s.reserve(ctx, id, o, report)
+	if err != nil {
+		return "", err
+	}
+	report(progress.Update{Stage: "disk", Message: "making the disk"})
+	if err := s.build(ctx, v); err != nil {
+		return "", fault.Context(err, "create vm %s", v.Name())
+	}
+	if o.start {
+		report(progress.Update{Stage: "boot", Message: "starting " + string(v.Name())})
+		if err := s.fleet.start(ctx, v, nil); err != nil {
+			return "", withoutItsLog(err)
+		}
+	}
+	u.Disarm()
+	return string(id), nil
+}
+
+// reserve fetches what the VM needs and inserts its row. Between the two an image may be replaced by a newer one; then
+// that one is taken.
+func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progress.Func) (store.VM, error) {
+	for try := 1; ; try++ {
+		img, krn, err := s.resolve(ctx, &o.spec, report)
+		if err != nil {
+			return store.VM{}, err
+		}
+		spec := o.spec
+		spec.Kernel = krn.Name
+		v := store.VM{
+			ID: id, Spec: spec, MachineID: machineID(), Driver: s.cfg.Settings.VMM.Driver, ImageDigest: img.Digest,
+			KernelDigest: krn.Digest, KernelVersion: krn.Version, State: vm.Created, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
+		}
+		err = s.insert(ctx, &v, o.named)
+		if !fault.Is(err, fault.Unavailable) || try == 3 {
+			return v, err
+		}
+	}
+}
+
+// resolve returns the image and the kernel, pulling what is missing, both at once.
+func (s *vmService) resolve(ctx context.Context, spec *vm.Spec, report progress.Func) (img, krn Artifact, err error) {
+	kernelName, err := s.kernelOf(ctx, spec)
+	if err != nil {
+		return img, krn, err
+	}
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() (err error) {
+		krn, err = s.kernels.ensure(ctx, kernelName, report)
+		return err
+	})
+	both.Go(func() (err error) {
+		img, err = s.images.ensure(ctx, spec.Image, report)
+		return err
+	})
+	err = both.Wait()
+	return img, krn, err
+}
+
+// kernelOf is the name of the kernel of a VM: its own, or the one of its image, which need not be here yet.
+func (s *vmService) kernelOf(ctx context.Context, spec *vm.Spec) (string, error) {
+	if spec.Kernel != "" {
+		return spec.Kernel, nil
+	}
+	img, here, err := s.images.local(ctx, spec.Image)
+	if err != nil {
+		return "", err
+	}
+	if here {
+		return orElse(img.Kernel, s.kernels.standard()), nil
+	}
+	item, err := s.images.source.Find(spec.Image)
+	return orElse(item.Kernel, s.kernels.standard()), err
+}
+
+// insert reserves the name. It is all that createMu is held for.
+func (s *vmService) insert(ctx context.Context, v *store.VM, named bool) error {
+	s.createMu.Lock()
+	defer s.createMu.Unlock()
+	if !named { // somebody may have taken it since
+		if err := s.store.CheckName(ctx, v.Name()); fault.Is(err, fault.Exists) {
+			v.Spec.Name = s.generateName(ctx)
+		}
+	}
+	return s.store.InsertVM(ctx, *v)
+}
+
+// build makes the VM's directory. Its record is the last to be written: a directory without one is half made.
+func (s *vmService) build(ctx context.Context, v store.VM) error {
+	dir := s.fleet.dir(v.ID)
+	if err := os.Mkdir(string(dir), 0o700); err != nil {
+		return err
+	}
+	if err := s.cfg.FormatDisk(ctx, s.cfg.Paths.Disks(), v.Spec.Disk, dir.Path(paths.VMDisk)); err != nil {
+		return err
+	}
+	record := vmdir.Record{
+		ID: v.ID, Spec: v.Spec, MachineID: v.MachineID, ImageDigest: v.ImageDigest, KernelID: v.KernelDigest, CreatedAt: v.CreatedAt,
+	}
+	if err := dir.WriteRecord(record); err != nil {
+		return err
+	}
+	return s.store.MarkMade(ctx, v.ID)
+}
+
+// withoutItsLog replaces a hint at the log of a VM that is not there any more.
+func withoutItsLog(err error) error {
+	if !strings.HasPrefix(fault.HintOf(err), "banger vm ") {
+		return err
+	}
+	return fault.Wrap(fault.ClassOf(err), err, "the vm was not created").WithHint("banger doctor")
+}
+
+// machineID is a new /etc/machine-id: machine-id(5) wants a random version 4 UUID without hyphens.
+func machineID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return hex.EncodeToString(b[:])
+}

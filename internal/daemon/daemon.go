@@ -1,0 +1,276 @@
+// Package daemon is the process that owns a user's VMs, images and kernels: one per user, started by the first command
+// and gone without loss at any moment. VMs do not depend on it: each has a supervisor of its own, and a new daemon
+// adopts those that run (adopt.go).
+//
+// It is split by resource. A service (vms.go, images.go, ops.go, status.go) is one Connect handler and holds no state;
+// behind them are the fleet (running VMs), two libraries (images and kernels), the operation registry and the store.
+//
+// Locks, in the order in which they may be taken:
+//
+//	fleet.locks[id] -> { vmService.createMu, shelf.publishMu } -> leaves (fleet.mu, run.mu, the registry's, the store's)
+//
+// Only the lock of a VM is held across anything that takes long: what happens to one VM happens one after the other.
+// createMu covers the reservation of a name, publishMu the move of a finished image or kernel to its place.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/config"
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/operation"
+	"banger/internal/paths"
+	"banger/internal/rpc"
+	"banger/internal/sock"
+	"banger/internal/store"
+	"banger/proto/banger/v1/bangerv1connect"
+)
+
+// Bounds of the way down.
+const (
+	undoLimit  = 30 * time.Second // for cancelled operations to undo themselves
+	drainLimit = 5 * time.Second  // for calls to get their answers
+)
+
+// Config is everything a daemon needs. The composition root fills it in:
+//
+//	settings, err := config.Load(p.ConfigFile())
+//	d, err := daemon.New(daemon.Config{
+//		Paths: p, Build: version.Build(), Log: log, Settings: settings,
+//		Drivers:    map[string]hypervisor.Driver{"qemu": qemu.New(...)},
+//		Images:     daemon.Images(settings.Mirror.Debian),
+//		Kernels:    daemon.Kernels(settings.Mirror.Debian),
+//		FormatDisk: ext4.CopyFormatted,
+//		Initramfs:  daemon.Initramfs(agentbin.Binary),
+//		SupervisorCommand: []string{executable, "supervisor", "run"},
+//		Ready:      ready, // daemon.ReadyFromEnv(), taken before anything can fail
+//	})
+//	err = d.Run(ctx) // until ctx ends (SIGTERM) or a client calls Shutdown
+type Config struct {
+	Paths    paths.Paths
+	Build    string       // of this binary: clients replace a daemon of another build
+	Log      *slog.Logger // nil: nothing is logged
+	Settings config.Config
+	Drivers  map[string]hypervisor.Driver // by the name that Settings.VMM.Driver uses
+	Images   Source
+	Kernels  Source
+
+	// FormatDisk makes an empty formatted disk of size bytes at dst, from a template in cacheDir.
+	FormatDisk func(ctx context.Context, cacheDir string, size uint64, dst string) error
+	// Initramfs returns the initramfs for the kernel in kernelDir; it is made in cacheDir if need be.
+	Initramfs func(cacheDir, kernelDir string) (path string, err error)
+	// SupervisorCommand runs a supervisor; "--dir" and the VM's directory are added. SupervisorEnv is its environment;
+	// nil: this process's.
+	SupervisorCommand []string
+	SupervisorEnv     []string
+	// Ready hears that the daemon answers, or why it does not. May be nil.
+	Ready *Ready
+}
+
+// Daemon is one daemon. Run runs it once.
+type Daemon struct {
+	cfg Config
+	log *slog.Logger
+
+	stop    context.CancelCauseFunc // ends Run
+	stopCtx context.Context
+	done    chan struct{} // closed when Run has returned
+
+	mu  sync.Mutex // guards the field below
+	ran bool
+}
+
+// errShutdown is why a daemon ends that was asked to.
+var errShutdown = fault.New(fault.Cancelled, "the daemon is stopping")
+
+// New checks the configuration. It touches nothing yet.
+func New(cfg Config) (*Daemon, error) {
+	driver := cfg.Settings.VMM.Driver
+	if cfg.Drivers[driver] == nil {
+		return nil, fault.New(fault.Invalid, "configuration: there is no vmm driver %q", driver).
+			WithHint("${EDITOR:-vi} %s", cfg.Paths.ConfigFile())
+	}
+	if len(cfg.SupervisorCommand) == 0 {
+		return nil, errors.New("daemon: SupervisorCommand is empty")
+	}
+	if cfg.SupervisorEnv == nil {
+		cfg.SupervisorEnv = os.Environ()
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &Daemon{cfg: cfg, log: cfg.Log.With("component", "daemon"), done: make(chan struct{})}
+	d.stopCtx, d.stop = context.WithCancelCause(context.Background())
+	return d, nil
+}
+
+// Run runs the daemon until ctx ends, a client calls Shutdown or Close is called. The error is nil after an orderly
+// end. When a daemon runs already for the same directories it is a fault of class Conflict, and nothing was touched.
+func (d *Daemon) Run(ctx context.Context) (err error) {
+	d.mu.Lock()
+	if d.ran {
+		d.mu.Unlock()
+		return errors.New("daemon: Run was called twice")
+	}
+	d.ran = true
+	d.mu.Unlock()
+	defer close(d.done)
+	defer context.AfterFunc(ctx, func() { d.stop(errShutdown) })()
+	defer func() { d.cfg.Ready.Report(err) }()
+
+	if err := d.cfg.Paths.Ensure(); err != nil {
+		return err
+	}
+	unlock, err := takeLock(d.cfg.Paths.DaemonLock())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := rotateLog(d.cfg.Paths.DaemonLog()); err != nil {
+		d.log.Warn("cannot rotate the log", "error", err)
+	}
+	db, err := store.Open(d.stopCtx, d.cfg.Paths.Database())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	return d.serve(newParts(d, db))
+}
+
+// serve brings the host in line with the store, answers clients and, at the end, takes everything down in order:
+// operations, calls, watchers.
+func (d *Daemon) serve(p *parts) error {
+	defer p.fleet.close()
+	p.sweep(d.stopCtx)
+	p.images.adoptOrphans(d.stopCtx)
+	p.kernels.adoptOrphans(d.stopCtx)
+	if err := p.fleet.reconcile(d.stopCtx); err != nil {
+		return err
+	}
+	if cause := context.Cause(d.stopCtx); cause != nil {
+		return cause
+	}
+	ln, err := sock.Listen(d.cfg.Paths.DaemonSocket())
+	if err != nil {
+		return err
+	}
+	defer d.log.Info("daemon has stopped")
+	d.log.Info("daemon is ready", "pid", os.Getpid(), "build", d.cfg.Build)
+	d.cfg.Ready.Report(nil)
+	return d.answer(p, ln)
+}
+
+func (d *Daemon) answer(p *parts, ln net.Listener) error {
+	// Operations go first: what they undo may be told to clients that still watch.
+	drain, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- rpc.Serve(drain, ln, p.handler(), drainLimit) }() // ends by cancel
+	select {
+	case err := <-served:
+		return err
+	case <-d.stopCtx.Done():
+	}
+	limit, cancelLimit := context.WithTimeout(context.Background(), undoLimit)
+	defer cancelLimit()
+	if err := p.ops.Close(limit, errShutdown); err != nil {
+		d.log.Error("operations did not end in time", "error", err)
+	}
+	cancel()
+	return <-served
+}
+
+// Close ends Run and waits for it.
+func (d *Daemon) Close() error {
+	d.stop(errShutdown)
+	d.mu.Lock()
+	ran := d.ran
+	d.mu.Unlock()
+	if ran {
+		<-d.done
+	}
+	return nil
+}
+
+// parts are what a running daemon consists of.
+type parts struct {
+	daemon  *Daemon
+	store   *store.Store
+	ops     *operation.Registry[string]
+	images  *library
+	kernels *library
+	fleet   *fleet
+	started time.Time
+}
+
+func newParts(d *Daemon, db *store.Store) *parts {
+	p := &parts{daemon: d, store: db, ops: operation.New[string](), started: time.Now()}
+	shelf := &shelf{paths: d.cfg.Paths, store: db, log: d.log}
+	p.images = &library{
+		kind: store.Image, source: d.cfg.Images, shelf: shelf, ops: p.ops, dir: d.cfg.Paths.Image, root: d.cfg.Paths.Images(),
+	}
+	p.kernels = &library{
+		kind: store.Kernel, source: d.cfg.Kernels, shelf: shelf, ops: p.ops, dir: d.cfg.Paths.Kernel, root: d.cfg.Paths.Kernels(),
+	}
+	p.fleet = newFleet(d.cfg, d.log, db, d.stopCtx.Done(), func(ctx context.Context, v store.VM) {
+		p.images.collect(ctx, v.ImageDigest)
+		p.kernels.collect(ctx, v.KernelDigest)
+	})
+	return p
+}
+
+// handler serves every service of the daemon.
+func (p *parts) handler() http.Handler {
+	cfg := p.daemon.cfg
+	options := connect.WithHandlerOptions(
+		connect.WithInterceptors(rpc.Faults(p.daemon.log)),
+		connect.WithReadMaxBytes(1<<20),
+		connect.WithCompression("gzip", nil, nil), // a socket on the same host: packing only costs
+	)
+	mux := http.NewServeMux()
+	mux.Handle(bangerv1connect.NewVMServiceHandler(&vmService{
+		cfg: cfg, log: p.daemon.log, store: p.store, ops: p.ops, images: p.images, kernels: p.kernels, fleet: p.fleet,
+	}, options))
+	mux.Handle(bangerv1connect.NewOperationServiceHandler(&operationService{ops: p.ops}, options))
+	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{lib: p.images, store: p.store, standard: cfg.Settings.Defaults.Image}, options))
+	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{lib: p.kernels}, options))
+	mux.Handle(bangerv1connect.NewDaemonServiceHandler(&daemonService{
+		cfg: cfg, store: p.store, ops: p.ops, started: p.started, shutdown: func() { p.daemon.stop(errShutdown) },
+	}, options))
+	return mux
+}
+
+// sweep removes what a daemon that was killed has left half made or half removed. Nobody else is there yet who could
+// make something in these places. It takes its time in the background: nothing waits for it.
+func (p *parts) sweep(ctx context.Context) {
+	dirs := p.daemon.cfg.Paths
+	discard := func(ctx context.Context, dir string) error { return p.images.discard(ctx, dir) }
+	for _, dir := range list(dirs.Staging()) {
+		p.fleet.wg.Go(func() {
+			if err := discard(ctx, dir); err != nil {
+				p.daemon.log.Warn("cannot remove a leftover", "dir", dir, "error", err)
+			}
+		})
+	}
+	for _, root := range []string{dirs.VMs(), dirs.Images(), dirs.Kernels()} {
+		for _, dir := range list(root) {
+			if !strings.HasPrefix(name(dir), removedPrefix) {
+				continue
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				p.daemon.log.Warn("cannot remove a leftover", "dir", dir, "error", err)
+			}
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package daemon_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/hypervisor"
+	"banger/internal/paths"
+	"banger/internal/proc"
+	"banger/internal/rpc"
+	"banger/internal/sock"
+	"banger/internal/vmdir"
+	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
+)
+
+// The test binary also plays the supervisors, and daemons that can be killed.
+func TestMain(m *testing.M) {
+	switch {
+	case len(os.Args) == 4 && os.Args[1] == "fake-supervisor":
+		if err := superviseFake(vmdir.Dir(os.Args[3])); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case len(os.Args) == 3 && os.Args[1] == "fake-daemon":
+		os.Exit(runDaemon(os.Args[2]))
+	}
+	os.Exit(m.Run())
+}
+
+// What a VM's environment can ask of its fake supervisor.
+const (
+	bootHangs   = "FAKE=hang"  // the guest never becomes ready
+	bootFails   = "FAKE=fail"  // the supervisor gives up
+	bootDies    = "FAKE=die"   // the supervisor kills itself while it boots
+	stopHangs   = "FAKE=deaf"  // Stop never returns and does nothing
+	endsItself  = "FAKE=ends"  // the guest powers off soon after it became ready
+	mute        = "FAKE=mute"  // answers nothing at all
+	neverListen = "FAKE=stone" // takes the lock and does not listen
+)
+
+// fake is a supervisor without a VMM. It keeps the order at the end that the real one promises.
+type fake struct {
+	bangerv1connect.UnimplementedSupervisorServiceHandler
+	launch vmdir.Launch
+
+	mu      sync.Mutex
+	status  *bangerv1.SupervisorStatus
+	changed chan struct{}
+	stop    chan string
+}
+
+func superviseFake(dir vmdir.Dir) error {
+	lock, err := os.OpenFile(dir.Path(paths.VMLock), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil
+	}
+	launch, err := dir.ReadLaunch()
+	if err != nil {
+		return err
+	}
+	id := string(launch.VMID)
+	if err := os.MkdirAll(launch.Paths.VMRun(id), 0o700); err != nil {
+		return err
+	}
+	self, err := proc.Self()
+	if err != nil {
+		return err
+	}
+	if err := dir.WriteProcess(vmdir.Process{Supervisor: self, StartedAt: time.Now()}); err != nil {
+		return err
+	}
+	if asks(launch, neverListen) {
+		time.Sleep(time.Minute)
+		return nil
+	}
+	ln, err := sock.Listen(launch.Paths.SupervisorSocket(id))
+	if err != nil {
+		return err
+	}
+	f := &fake{launch: launch, changed: make(chan struct{}), stop: make(chan string, 10), status: &bangerv1.SupervisorStatus{
+		VmId: id, Phase: "starting", SupervisorPid: int32(self.PID), StartedAtMs: time.Now().UnixMilli(),
+	}}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if asks(launch, mute) {
+		return deaf(ln)
+	}
+	served := make(chan error, 1)
+	_, handler := bangerv1connect.NewSupervisorServiceHandler(f, connect.WithInterceptors(rpc.Faults(nil)))
+	go func() { served <- rpc.Serve(ctx, ln, handler, time.Second) }()
+	exit := f.live()
+	exit.At = time.Now()
+	if err := dir.WriteExit(exit); err != nil {
+		return err
+	}
+	_ = dir.RemoveProcess()
+	_ = os.RemoveAll(launch.Paths.VMRun(id))
+	_ = lock.Close()
+	f.update(func(s *bangerv1.SupervisorStatus) {
+		s.Phase = "exited"
+		s.Exit = &bangerv1.Exit{Reason: exit.Reason, Code: int32(exit.Code), Expected: exit.Expected, AtMs: exit.At.UnixMilli()}
+		if exit.Failed {
+			s.Fault = &bangerv1.Fault{Class: "unavailable", Message: exit.Reason, Hint: "banger vm logs dev"}
+		}
+	})
+	cancel()
+	return <-served
+}
+
+// deaf accepts connections and never answers.
+func deaf(ln net.Listener) error {
+	for {
+		if _, err := ln.Accept(); err != nil {
+			return err
+		}
+	}
+}
+
+func asks(l vmdir.Launch, what string) bool { return slices.Contains(l.Guest.Env, what) }
+
+func (f *fake) live() vmdir.Exit {
+	switch {
+	case asks(f.launch, bootDies):
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	case asks(f.launch, bootFails):
+		return vmdir.Exit{Reason: "the guest fell over; its console ends with: boom", Failed: true, Code: 1}
+	case asks(f.launch, bootHangs):
+		reason := <-f.stop
+		return vmdir.Exit{Reason: reason + " while it was starting", Expected: true}
+	}
+	f.update(func(s *bangerv1.SupervisorStatus) {
+		s.Phase, s.VmmPid, s.Accelerator, s.ReadyAtMs = "ready", 4242, "tcg", time.Now().UnixMilli()
+	})
+	if asks(f.launch, endsItself) {
+		time.Sleep(50 * time.Millisecond)
+		return vmdir.Exit{Reason: "guest powered off"}
+	}
+	reason := <-f.stop
+	f.update(func(s *bangerv1.SupervisorStatus) { s.Phase = "stopping" })
+	return vmdir.Exit{Reason: reason, Expected: true}
+}
+
+func (f *fake) update(change func(*bangerv1.SupervisorStatus)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(f.status)
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fake) get() (*bangerv1.SupervisorStatus, chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.status
+	return &bangerv1.SupervisorStatus{
+		VmId: s.VmId, Phase: s.Phase, SupervisorPid: s.SupervisorPid, VmmPid: s.VmmPid, StartedAtMs: s.StartedAtMs,
+		Accelerator: s.Accelerator, Fault: s.Fault, Exit: s.Exit,
+	}, f.changed
+}
+
+func (f *fake) Status(context.Context, *connect.Request[bangerv1.SupervisorStatusRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {
+	s, _ := f.get()
+	return connect.NewResponse(s), nil
+}
+
+func (f *fake) Watch(ctx context.Context, _ *connect.Request[bangerv1.SupervisorWatchRequest], stream *connect.ServerStream[bangerv1.SupervisorStatus]) error {
+	for {
+		s, changed := f.get()
+		if err := stream.Send(s); err != nil || s.Phase == "exited" {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (f *fake) Stop(ctx context.Context, req *connect.Request[bangerv1.SupervisorStopRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {
+	if asks(f.launch, stopHangs) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	reason := "stopped"
+	if req.Msg.GetKill() {
+		reason = "killed"
+	}
+	f.stop <- reason
+	for {
+		s, changed := f.get()
+		if s.Phase == "exited" {
+			return connect.NewResponse(s), nil
+		}
+		<-changed
+	}
+}
+
+// driver is a hypervisor.Driver of which the daemon may only ask.
+type driver struct{ probe func() error }
+
+func (driver) Name() string                  { return "fake" }
+func (driver) Features() hypervisor.Features { return hypervisor.Features{MaxCPUs: 4} }
+func (d driver) Probe(context.Context) (hypervisor.Host, error) {
+	if d.probe != nil {
+		return hypervisor.Host{}, d.probe()
+	}
+	return hypervisor.Host{}, nil
+}
+func (driver) Start(context.Context, hypervisor.Spec) (hypervisor.Machine, error) {
+	panic("a daemon starts no machine")
+}

@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"banger/internal/atomicfile"
+	"banger/internal/fault"
+	"banger/internal/keylock"
+	"banger/internal/proc"
+	"banger/internal/store"
+	"banger/internal/vm"
+	"banger/internal/vmdir"
+)
+
+// Bounds of what is asked of supervisors.
+const (
+	defaultGrace = 10 * time.Second // for a guest to shut down when nobody says
+	stopSlack    = 25 * time.Second // on top of the grace: the supervisor's own ladder below the guest
+	killLimit    = 15 * time.Second // for a killed VM to be gone
+	removeLimit  = 60 * time.Second // for a removal that has begun, whoever waits for it
+)
+
+// fleet runs VMs: it starts, watches and ends their supervisors and records in the store what becomes of them. One
+// watcher for each live VM (watch.go) is the only one that records the end of a run.
+type fleet struct {
+	// Fixed after newFleet.
+	cfg      Config
+	log      *slog.Logger
+	store    *store.Store
+	stopping <-chan struct{} // closed when the daemon begins to stop
+	released func(context.Context, store.VM)
+
+	// Synchronised by themselves.
+	locks  keylock.Map[vm.ID]
+	ctx    context.Context // ends the watchers
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // every goroutine of the fleet
+
+	mu   sync.Mutex // guards the field below
+	runs map[vm.ID]*run
+}
+
+// newFleet returns a fleet without VMs. released is called when a VM is gone for good.
+func newFleet(cfg Config, log *slog.Logger, db *store.Store, stopping <-chan struct{}, released func(context.Context, store.VM)) *fleet {
+	f := &fleet{cfg: cfg, log: log, store: db, stopping: stopping, released: released, runs: make(map[vm.ID]*run)}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	return f
+}
+
+// close ends the watchers and waits for them. VMs go on.
+func (f *fleet) close() {
+	f.cancel()
+	f.wg.Wait()
+}
+
+func (f *fleet) dir(id vm.ID) vmdir.Dir { return vmdir.Dir(f.cfg.Paths.VM(string(id))) }
+
+// runOf returns the run of a VM that the fleet watches, or nil.
+func (f *fleet) runOf(id vm.ID) *run {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.runs[id]
+}
+
+// lock takes the lock of a VM. While somebody else has it and a run goes on that interrupt says may be cut short, that
+// run is killed, so that nobody has to wait for a boot or a slow stop that is not wanted any more.
+func (f *fleet) lock(ctx context.Context, id vm.ID, interrupt func(*run) bool) (unlock func(), err error) {
+	for wait := 100 * time.Millisecond; ; wait = time.Second {
+		try, cancel := context.WithTimeout(ctx, wait)
+		unlock, err := f.locks.Lock(try, id)
+		cancel()
+		if err == nil {
+			return unlock, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if r := f.runOf(id); r != nil && interrupt(r) {
+			if err := f.halt(ctx, r, true, 0); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+// Kinds of interrupt.
+func patient(*run) bool  { return false }
+func noBoot(r *run) bool { return !r.isReady() }
+func atOnce(*run) bool   { return true }
+
+// start starts a VM that does not run and returns when its guest is ready. The caller holds the VM's lock. When the
+// guest does not become ready nothing of it runs any more and the VM is failed; when ctx ends first, it is stopped.
+// When leave is closed first the start goes on by itself.
+func (f *fleet) start(ctx context.Context, v store.VM, leave <-chan struct{}) error {
+	launch, err := f.launch(v)
+	if err != nil {
+		return fault.Context(err, "start vm %s", v.Name())
+	}
+	if _, err := f.store.MoveToStarting(ctx, v.ID); err != nil {
+		return err
+	}
+	r, err := f.spawn(launch)
+	if err != nil {
+		end := store.Ended{Failed: true, Reason: err.Error(), At: time.Now()}
+		if _, moveErr := f.store.MoveToEnded(context.WithoutCancel(ctx), v.ID, end); moveErr != nil {
+			f.log.ErrorContext(ctx, "cannot record the end of a vm", "vm", v.ID, "error", moveErr)
+		}
+		return fault.Context(err, "start vm %s", v.Name())
+	}
+	return f.await(ctx, r, leave)
+}
+
+// spawn starts the supervisor and its watcher.
+func (f *fleet) spawn(launch vmdir.Launch) (*run, error) {
+	dir := f.dir(launch.VMID)
+	if err := dir.RemoveExit(); err != nil {
+		return nil, err
+	}
+	if err := dir.WriteLaunch(launch); err != nil {
+		return nil, err
+	}
+	argv := append(slices.Clone(f.cfg.SupervisorCommand), "--dir", string(dir))
+	id, ended, err := proc.Spawn(argv, f.cfg.SupervisorEnv, supervisorLog(dir))
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "start supervisor")
+	}
+	r := f.newRun(launch.VMID)
+	r.spawned, r.ended = id, ended
+	return f.track(r), nil
+}
+
+// await waits until the guest of r is ready.
+func (f *fleet) await(ctx context.Context, r *run, leave <-chan struct{}) error {
+	select {
+	case <-r.settled:
+		return r.outcome()
+	case <-leave:
+		return fault.New(fault.Unavailable, "the daemon is stopping; the vm goes on starting").WithHint("banger vm list")
+	case <-ctx.Done():
+	}
+	cause := context.Cause(ctx)
+	if err := f.halt(context.WithoutCancel(ctx), r, true, 0); err != nil {
+		f.log.ErrorContext(ctx, "cannot take back a start", "vm", r.id, "error", err)
+	}
+	return cause
+}
+
+// halt ends a run, by the stop ladder or with kill at once, and returns when its end is recorded. A supervisor that does
+// not do it is killed. When ctx ends first the stop goes on.
+func (f *fleet) halt(ctx context.Context, r *run, kill bool, grace time.Duration) error {
+	limit := grace + stopSlack
+	if kill {
+		limit = killLimit
+	}
+	bounded, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := r.supervisor.stop(bounded, kill, grace)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil && !r.isGone() {
+		f.log.WarnContext(ctx, "the supervisor does not end its vm, killing both", "vm", r.id, "error", err)
+		f.murder(r)
+	}
+	timer := time.NewTimer(killLimit)
+	defer timer.Stop()
+	select {
+	case <-r.gone:
+		r.supervisor.close() // it waits for those who are still connected
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return fault.New(fault.Timeout, "vm %s does not end, even when killed", r.id)
+	}
+}
+
+// murder kills the processes of a run. The watcher finds out.
+func (f *fleet) murder(r *run) {
+	r.mu.Lock()
+	r.killed = true
+	r.mu.Unlock()
+	victims := []proc.Identity{r.spawned}
+	if p, ok, err := r.dir.ReadProcess(); err == nil && ok {
+		victims = append(victims, p.Supervisor, p.VMM)
+	}
+	for _, id := range victims {
+		if err := id.Kill(syscall.SIGKILL); err != nil {
+			f.log.Error("cannot kill", "vm", r.id, "pid", id.PID, "error", err)
+		}
+	}
+}
+
+// stop ends a VM and returns it as it is then. One that does not run is left as it is.
+func (f *fleet) stop(ctx context.Context, id vm.ID, kill bool, grace time.Duration) (store.VM, error) {
+	interrupt := noBoot
+	if kill {
+		interrupt = atOnce
+	}
+	unlock, err := f.lock(ctx, id, interrupt)
+	if err != nil {
+		return store.VM{}, err
+	}
+	defer unlock()
+	v, err := f.store.VM(ctx, id)
+	if err != nil || !v.State.Live() {
+		return v, err
+	}
+	if v.State != vm.Stopping {
+		// It may end by itself at this moment; then there is nothing left to do.
+		if _, err := f.store.MoveToStopping(ctx, id); err != nil && !fault.Is(err, fault.Conflict) {
+			return store.VM{}, err
+		}
+	}
+	if err := f.halt(ctx, f.adopt(v), kill, grace); err != nil {
+		return store.VM{}, err
+	}
+	return f.store.VM(ctx, id)
+}
+
+// remove removes a VM for good. One that runs is killed first with force, else refused. A VM that somebody else has
+// removed meanwhile is no error. Once it has begun, the caller's cancellation does not stop it.
+func (f *fleet) remove(ctx context.Context, id vm.ID, force bool) error {
+	interrupt := patient
+	if force {
+		interrupt = atOnce
+	}
+	unlock, err := f.lock(ctx, id, interrupt)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	v, err := f.store.VM(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := refuseLive(v, force); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
+	defer cancel()
+	return f.destroy(ctx, v.ID)
+}
+
+func refuseLive(v store.VM, force bool) error {
+	if !v.State.Live() || force {
+		return nil
+	}
+	return fault.New(fault.Conflict, "vm %s is %s", v.Name(), v.State).WithHint("banger vm rm --force %s", v.Name())
+}
+
+// destroy ends a VM and removes all of it. It can be cut off at any point and done again: the row is the last to go.
+// The caller holds the VM's lock.
+func (f *fleet) destroy(ctx context.Context, id vm.ID) error {
+	v, err := f.store.VM(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err == nil && v.State != vm.Deleting {
+		v, err = f.store.MoveToDeleting(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	dir := f.dir(id)
+	release, alive, err := claim(dir)
+	if err != nil {
+		return err
+	}
+	release()
+	if r := f.runOf(id); r != nil || alive {
+		if err := f.halt(ctx, f.adopt(v), true, 0); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(f.cfg.Paths.VMRun(string(id))); err != nil {
+		return fault.Wrap(fault.Internal, err, "remove run directory")
+	}
+	if err := atomicfile.RemoveDir(string(dir)); err != nil {
+		return fault.Wrap(fault.Internal, err, "remove vm directory")
+	}
+	if err := f.store.DeleteVM(ctx, id); err != nil {
+		return err
+	}
+	f.log.InfoContext(ctx, "vm removed", "vm", id, "name", v.Name())
+	f.released(ctx, v)
+	return nil
+}

@@ -1,0 +1,325 @@
+package daemon_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/config"
+	"banger/internal/daemon"
+	"banger/internal/daemon/daemontest"
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/paths"
+	"banger/internal/rpc"
+	"banger/internal/vmdir"
+	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
+)
+
+// host is one user's directories and what a daemon there is made of.
+type host struct {
+	t       *testing.T
+	paths   paths.Paths
+	images  *daemontest.Catalog
+	kernels *daemontest.Catalog
+	cfg     daemon.Config
+	clients
+}
+
+type clients struct {
+	http    *http.Client
+	vms     bangerv1connect.VMServiceClient
+	ops     bangerv1connect.OperationServiceClient
+	imgs    bangerv1connect.ImageServiceClient
+	kernls  bangerv1connect.KernelServiceClient
+	daemons bangerv1connect.DaemonServiceClient
+}
+
+func dial(p paths.Paths) clients {
+	h := rpc.Client(p.DaemonSocket())
+	faults := connect.WithInterceptors(rpc.Faults(nil))
+	return clients{
+		http: h, vms: bangerv1connect.NewVMServiceClient(h, rpc.BaseURL, faults),
+		ops:     bangerv1connect.NewOperationServiceClient(h, rpc.BaseURL, faults),
+		imgs:    bangerv1connect.NewImageServiceClient(h, rpc.BaseURL, faults),
+		kernls:  bangerv1connect.NewKernelServiceClient(h, rpc.BaseURL, faults),
+		daemons: bangerv1connect.NewDaemonServiceClient(h, rpc.BaseURL, faults),
+	}
+}
+
+func fakeConfig(p paths.Paths, images, kernels *daemontest.Catalog) daemon.Config {
+	settings := config.Default()
+	settings.VMM.Driver, settings.Defaults.Image, settings.Defaults.CPUs = "fake", "small", 1
+	settings.Defaults.Disk = 256 << 20
+	level := slog.LevelWarn
+	if os.Getenv("BANGER_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	return daemon.Config{
+		Paths: p, Build: "test", Settings: settings,
+		Log:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Drivers: map[string]hypervisor.Driver{"fake": driver{}},
+		Images:  images.Source(), Kernels: kernels.Source(),
+		FormatDisk: daemontest.FormatDisk, Initramfs: daemontest.Initramfs,
+		SupervisorCommand: []string{os.Args[0], "fake-supervisor"},
+	}
+}
+
+// newHost returns a host on which no daemon runs. At the end of the test every supervisor is killed. The test becomes
+// a parallel one: most of its time goes into waiting for connections to be given up.
+func newHost(t *testing.T) *host {
+	t.Helper()
+	t.Parallel()
+	return newSerialHost(t)
+}
+
+func newSerialHost(t *testing.T) *host {
+	t.Helper()
+	root, err := os.MkdirTemp("", "bgr") // short, for the sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	h := &host{
+		t: t, paths: paths.Under(root), images: daemontest.Images("small", "large"), kernels: daemontest.Kernels("linux"),
+	}
+	h.cfg = fakeConfig(h.paths, h.images, h.kernels)
+	h.clients = dial(h.paths)
+	t.Cleanup(func() {
+		h.http.CloseIdleConnections()
+		for _, id := range h.ls(h.paths.VMs()) {
+			h.killSupervisor(id)
+		}
+	})
+	return h
+}
+
+// run runs a daemon until the function that it returns is called.
+func (h *host) run() (stop func()) {
+	h.t.Helper()
+	d, err := daemon.New(h.cfg)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(context.Background()) }()
+	h.awaitDaemon(ended)
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		h.http.CloseIdleConnections() // a server gives its clients a second to go
+		if err := d.Close(); err != nil {
+			h.t.Error(err)
+		}
+		if err := <-ended; err != nil {
+			h.t.Errorf("daemon: %v", err)
+		}
+		h.http.CloseIdleConnections()
+	}
+	h.t.Cleanup(stop)
+	return stop
+}
+
+func (h *host) awaitDaemon(ended <-chan error) {
+	h.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		if _, err := h.daemons.Hello(h.t.Context(), connect.NewRequest(&bangerv1.HelloRequest{})); err == nil {
+			return
+		}
+		select {
+		case err := <-ended:
+			h.t.Fatalf("the daemon ended: %v", err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatal("the daemon does not answer")
+		}
+	}
+}
+
+// runDaemon is a daemon in a process of its own, for tests that kill it. Its images take a while to pull.
+func runDaemon(root string) int {
+	images := daemontest.Images("small", "large")
+	images.During = func(ctx context.Context, name string) error {
+		if name != "large" {
+			return nil
+		}
+		select {
+		case <-time.After(time.Minute):
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	}
+	d, err := daemon.New(func() daemon.Config {
+		cfg := fakeConfig(paths.Under(root), images, daemontest.Kernels("linux"))
+		cfg.Ready = daemon.ReadyFromEnv()
+		return cfg
+	}())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	if err := d.Run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// begin begins to create a VM and returns the operation.
+func (h *host) begin(spec *bangerv1.VMSpec, start bool) string {
+	h.t.Helper()
+	resp, err := h.vms.Create(h.t.Context(), connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start}))
+	if err != nil {
+		h.t.Fatalf("create %s: %v", spec.GetName(), err)
+	}
+	return resp.Msg.GetOperationId()
+}
+
+// wait waits for the end of an operation.
+func (h *host) wait(id string) *bangerv1.Operation {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 40*time.Second)
+	defer cancel()
+	stream, err := h.ops.Watch(ctx, connect.NewRequest(&bangerv1.WatchOperationRequest{Id: id}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer stream.Close()
+	var last *bangerv1.Operation
+	for stream.Receive() {
+		last = stream.Msg()
+	}
+	if err := stream.Err(); err != nil || last.GetState() == "running" {
+		h.t.Fatalf("operation %s: %v, %v", id, last, err)
+	}
+	return last
+}
+
+// create creates and starts a VM.
+func (h *host) create(name string, env ...string) *bangerv1.VM {
+	h.t.Helper()
+	op := h.wait(h.begin(&bangerv1.VMSpec{Name: name, Env: env}, true))
+	if op.GetState() != "done" {
+		h.t.Fatalf("create %s: %v", name, op.GetFault())
+	}
+	return h.get(op.GetResultId())
+}
+
+func (h *host) get(ref string) *bangerv1.VM {
+	h.t.Helper()
+	resp, err := h.vms.Get(h.t.Context(), connect.NewRequest(&bangerv1.GetVMRequest{Ref: ref}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return resp.Msg
+}
+
+func (h *host) start(ref string) (*bangerv1.VM, error) {
+	resp, err := h.vms.Start(h.t.Context(), connect.NewRequest(&bangerv1.StartVMRequest{Ref: ref}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+func (h *host) remove(ref string, force bool) error {
+	_, err := h.vms.Remove(h.t.Context(), connect.NewRequest(&bangerv1.RemoveVMRequest{Ref: ref, Force: force}))
+	return err
+}
+
+// until waits until the VM is in the state, "" for gone.
+func (h *host) until(ref, state string) *bangerv1.VM {
+	h.t.Helper()
+	var last *bangerv1.VM
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		resp, err := h.vms.Get(h.t.Context(), connect.NewRequest(&bangerv1.GetVMRequest{Ref: ref}))
+		if state == "" && fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		if err == nil {
+			if last = resp.Msg; last.GetState() == state {
+				return last
+			}
+		}
+	}
+	h.t.Fatalf("vm %s does not become %q: %v", ref, state, last)
+	return nil
+}
+
+// ls lists a directory, without lock files and the daemon's own socket.
+func (h *host) ls(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "daemon.") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// nothingLeft checks that no VM, and nothing of one, is on the host.
+func (h *host) nothingLeft() {
+	h.t.Helper()
+	resp, err := h.vms.List(h.t.Context(), connect.NewRequest(&bangerv1.ListVMsRequest{}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if n := len(resp.Msg.GetVms()); n > 0 {
+		h.t.Errorf("%d vms are left: %v", n, resp.Msg.GetVms())
+	}
+	for _, dir := range []string{h.paths.VMs(), h.paths.Run, h.paths.Staging()} {
+		if left := h.ls(dir); len(left) > 0 {
+			h.t.Errorf("%s: %v is left", filepath.Base(dir), left)
+		}
+	}
+	if n := h.supervisors(); n > 0 {
+		h.t.Errorf("%d supervisors are left", n)
+	}
+}
+
+// supervisors counts the processes that are supervisors of this host's VMs.
+func (h *host) supervisors() int {
+	n := 0
+	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		n = 0
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, file := range files {
+			line, err := os.ReadFile(file)
+			if err == nil && strings.Contains(string(line), "fake-supervisor\x00--dir\x00"+h.paths.VMs()) {
+				n++
+			}
+		}
+		if n == 0 || time.Now().After(deadline) { // one on its way out is no leak
+			return n
+		}
+	}
+}
+
+func (h *host) killSupervisor(id string) {
+	if p, ok, err := vmdir.Dir(h.paths.VM(id)).ReadProcess(); err == nil && ok {
+		if err := p.Supervisor.Kill(syscall.SIGKILL); err != nil {
+			h.t.Error(err)
+		}
+	}
+}

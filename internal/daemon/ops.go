@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/operation"
+	"banger/internal/rpc"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// operationService is the wire's OperationService.
+type operationService struct {
+	ops *operation.Registry[string]
+}
+
+// Get implements the RPC.
+func (s *operationService) Get(_ context.Context, req *connect.Request[bangerv1.GetOperationRequest]) (*connect.Response[bangerv1.Operation], error) {
+	now, err := s.ops.Get(req.Msg.GetId())
+	return connect.NewResponse(operationProto(now)), err
+}
+
+// List implements the RPC.
+func (s *operationService) List(context.Context, *connect.Request[bangerv1.ListOperationsRequest]) (*connect.Response[bangerv1.ListOperationsResponse], error) {
+	return connect.NewResponse(&bangerv1.ListOperationsResponse{Operations: convert(s.ops.List(), operationProto)}), nil
+}
+
+// Watch implements the RPC.
+func (s *operationService) Watch(ctx context.Context, req *connect.Request[bangerv1.WatchOperationRequest], stream *connect.ServerStream[bangerv1.Operation]) error {
+	return s.ops.Watch(ctx, req.Msg.GetId(), func(now operation.Snapshot[string]) error {
+		return stream.Send(operationProto(now))
+	})
+}
+
+// Cancel implements the RPC.
+func (s *operationService) Cancel(_ context.Context, req *connect.Request[bangerv1.CancelOperationRequest]) (*connect.Response[bangerv1.Operation], error) {
+	now, err := s.ops.Cancel(req.Msg.GetId())
+	return connect.NewResponse(operationProto(now)), err
+}
+
+func operationProto(s operation.Snapshot[string]) *bangerv1.Operation {
+	out := &bangerv1.Operation{
+		Id: s.ID, Kind: s.Spec.Kind, Target: s.Spec.Target, State: string(s.State), ResultId: s.Result,
+		StartedAtMs: millis(s.Started), EndedAtMs: millis(s.Ended),
+		Progress: &bangerv1.Progress{
+			Stage: s.Progress.Stage, Message: s.Progress.Message, Done: s.Progress.Done, Total: s.Progress.Total, Unit: s.Progress.Unit,
+		},
+	}
+	if s.Err != nil {
+		out.Fault = rpc.Proto(s.Err)
+	}
+	return out
+}
+
+// millis is t on the wire: Unix time in milliseconds, 0 for no time.
+func millis(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}

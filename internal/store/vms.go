@@ -1,0 +1,211 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"banger/internal/fault"
+	"banger/internal/nearest"
+	"banger/internal/vm"
+)
+
+// VM is the row of one VM. Times are in UTC and of millisecond precision.
+type VM struct {
+	ID            vm.ID
+	Spec          vm.Spec
+	MachineID     string
+	Driver        string
+	ImageDigest   string
+	KernelDigest  string
+	KernelVersion string
+	Made          bool // its directory is complete; a VM without it is the leftover of a create that was cut off
+	CreatedAt     time.Time
+
+	State         vm.State
+	Reason        string // why it is in that state, when that is not obvious
+	Accelerator   string // of the last run
+	SupervisorPID int    // 0 when it does not run
+	VMMPID        int    // 0 when it does not run
+	ExitCode      int    // of the VMM in the last run
+	StartedAt     time.Time
+	StoppedAt     time.Time
+}
+
+// Name of the VM.
+func (v VM) Name() vm.Name { return v.Spec.Name }
+
+// columns of a VM in the order of scan.
+const columns = `id, spec, machine_id, driver, image_digest, kernel_digest, kernel_version, made, created_ms,
+	state, reason, accelerator, supervisor_pid, vmm_pid, exit_code, started_ms, stopped_ms`
+
+func scan(row interface{ Scan(...any) error }) (v VM, err error) {
+	var spec []byte
+	var created, started, stopped int64
+	err = row.Scan(&v.ID, &spec, &v.MachineID, &v.Driver, &v.ImageDigest, &v.KernelDigest, &v.KernelVersion, &v.Made,
+		&created, &v.State, &v.Reason, &v.Accelerator, &v.SupervisorPID, &v.VMMPID, &v.ExitCode, &started, &stopped)
+	if err != nil {
+		return VM{}, err
+	}
+	v.CreatedAt, v.StartedAt, v.StoppedAt = fromMillis(created), fromMillis(started), fromMillis(stopped)
+	if err := json.Unmarshal(spec, &v.Spec); err != nil {
+		return VM{}, fmt.Errorf("vm %s: spec: %w", v.ID, err)
+	}
+	return v, nil
+}
+
+// InsertVM adds a VM in state created, not yet Made. A VM of the same name is a fault of class Exists. Its image and
+// kernel must be what their names stand for now: otherwise they may be about to be removed, and the fault is of class
+// Unavailable: resolve them again.
+func (s *Store) InsertVM(ctx context.Context, v VM) error {
+	spec, err := json.Marshal(v.Spec)
+	if err != nil {
+		return fmt.Errorf("vm %s: spec: %w", v.ID, err)
+	}
+	return s.inTx(ctx, func(tx *sql.Tx) error {
+		for kind, digest := range map[Kind]string{Image: v.ImageDigest, Kernel: v.KernelDigest} {
+			var n int
+			err := tx.QueryRowContext(ctx, "SELECT count(*) FROM artifacts WHERE kind = ? AND digest = ?", kind, digest).Scan(&n)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return fault.New(fault.Unavailable, "%s %s was replaced just now", kind, digest)
+			}
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO vms (id, name, spec, machine_id, driver, image_digest, kernel_digest,
+			kernel_version, state, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			v.ID, v.Name(), string(spec), v.MachineID, v.Driver, v.ImageDigest, v.KernelDigest, v.KernelVersion,
+			vm.Created, millis(v.CreatedAt))
+		if coded, ok := errors.AsType[*sqlite.Error](err); ok && coded.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+			return nameTaken(v.Name())
+		}
+		return err
+	})
+}
+
+func nameTaken(name vm.Name) error {
+	return fault.New(fault.Exists, "a vm called %s exists already", name).WithHint("banger vm rm %s", name)
+}
+
+// CheckName returns a fault of class Exists when a VM has exactly that name.
+func (s *Store) CheckName(ctx context.Context, name vm.Name) error {
+	var n int
+	if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM vms WHERE name = ?", name).Scan(&n); err != nil {
+		return s.wrap(err)
+	}
+	if n > 0 {
+		return nameTaken(name)
+	}
+	return nil
+}
+
+// MarkMade records that the VM's directory is complete.
+func (s *Store) MarkMade(ctx context.Context, id vm.ID) error {
+	_, err := s.db.ExecContext(ctx, "UPDATE vms SET made = 1 WHERE id = ?", id)
+	return s.wrap(err)
+}
+
+// DeleteVM removes the row. One that is not there is no error.
+func (s *Store) DeleteVM(ctx context.Context, id vm.ID) error {
+	_, err := s.db.ExecContext(ctx, "DELETE FROM vms WHERE id = ?", id)
+	return s.wrap(err)
+}
+
+// VM returns the VM with exactly that id.
+func (s *Store) VM(ctx context.Context, id vm.ID) (VM, error) {
+	v, err := scan(s.db.QueryRowContext(ctx, "SELECT "+columns+" FROM vms WHERE id = ?", id))
+	if errors.Is(err, sql.ErrNoRows) {
+		return VM{}, fault.New(fault.NotFound, "no vm has the id %s", id).WithHint("banger vm list")
+	}
+	return v, s.wrap(err)
+}
+
+// VMs returns every VM, the oldest first.
+func (s *Store) VMs(ctx context.Context) ([]VM, error) {
+	return s.query(ctx, "SELECT "+columns+" FROM vms ORDER BY created_ms, id")
+}
+
+func (s *Store) query(ctx context.Context, query string, args ...any) ([]VM, error) {
+	rows, err := s.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, s.wrap(err)
+	}
+	defer rows.Close()
+	var all []VM
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, s.wrap(err)
+		}
+		all = append(all, v)
+	}
+	return all, s.wrap(rows.Err())
+}
+
+// FindVM returns the VM that a person means by ref: its exact id, its exact name, or a prefix of the id or the name
+// that fits no other VM.
+func (s *Store) FindVM(ctx context.Context, ref string) (VM, error) {
+	if ref == "" {
+		return VM{}, fault.New(fault.Invalid, "the name of the vm is empty").WithHint("banger vm list")
+	}
+	found, err := s.query(ctx, "SELECT "+columns+` FROM vms WHERE substr(id, 1, length(?1)) = ?1
+		OR substr(name, 1, length(?1)) = ?1 ORDER BY name`, ref)
+	if err != nil {
+		return VM{}, err
+	}
+	for _, exact := range []func(VM) bool{
+		func(v VM) bool { return string(v.ID) == ref },
+		func(v VM) bool { return string(v.Name()) == ref },
+	} {
+		if i := slices.IndexFunc(found, exact); i >= 0 {
+			return found[i], nil
+		}
+	}
+	switch len(found) {
+	case 0:
+		return VM{}, s.notFound(ctx, ref)
+	case 1:
+		return found[0], nil
+	}
+	return VM{}, ambiguous(ref, found)
+}
+
+// maxCandidates is how many VMs an ambiguous reference lists.
+const maxCandidates = 8
+
+func ambiguous(ref string, found []VM) error {
+	var list []string
+	for _, v := range found[:min(len(found), maxCandidates)] {
+		list = append(list, fmt.Sprintf("%s (%s)", v.Name(), v.ID))
+	}
+	if more := len(found) - len(list); more > 0 {
+		list = append(list, fmt.Sprintf("%d more", more))
+	}
+	return fault.New(fault.Invalid, "%q fits more than one vm: %s", ref, strings.Join(list, ", ")).
+		WithHint("banger vm list")
+}
+
+func (s *Store) notFound(ctx context.Context, ref string) error {
+	f := fault.New(fault.NotFound, "no vm is called %q", ref).WithHint("banger vm list")
+	all, err := s.VMs(ctx)
+	if err != nil {
+		return err
+	}
+	names := make([]string, len(all))
+	for i, v := range all {
+		names[i] = string(v.Name())
+	}
+	if near := nearest.Of(ref, names); near != "" {
+		f.Message += ", did you mean " + near + "?"
+	}
+	return f
+}
