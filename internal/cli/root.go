@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"banger/internal/fault"
+	"banger/internal/nearest"
+	"banger/internal/term"
+)
+
+const rootLong = `banger runs virtual machines that start in seconds: each with its own kernel, disk and network.
+
+A VM is made, entered and removed with one command:
+
+  banger vm run --rm
+
+The daemon that looks after the VMs starts by itself. It needs no root.`
+
+// newRoot is the whole command tree.
+func newRoot(d *Deps) *cobra.Command {
+	root := group("banger", "Virtual machines in one command", rootLong)
+	root.Example = "  banger vm run\n  banger vm run --rm -- uname -a\n  banger vm list"
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.PersistentFlags().Var(&formatFlag{d: d}, "format", "how to print the answer: table or json")
+	complete(root, "format", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return term.Formats, cobra.ShellCompDirectiveNoFileComp
+	})
+	root.AddGroup(&cobra.Group{ID: "short", Title: "Short cuts:"}, &cobra.Group{ID: "noun", Title: "Commands:"})
+	for _, cmd := range []*cobra.Command{newRun(d), newList(d, "ps"), newExec(d), newSSH(d)} {
+		cmd.GroupID = "short"
+		root.AddCommand(cmd)
+	}
+	for _, cmd := range []*cobra.Command{newVM(d), newImage(d), newKernel(d), newDaemon(d), newDoctor(d), newVersion(d)} {
+		cmd.GroupID = "noun"
+		root.AddCommand(cmd)
+	}
+	root.AddCommand(newSupervisor(d), newExitCodes())
+	root.SetHelpCommandGroupID("noun")
+	root.SetCompletionCommandGroupID("noun")
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+// newVM is the group of the commands about VMs.
+func newVM(d *Deps) *cobra.Command {
+	cmd := group("vm", "Make, use and remove virtual machines", "Make, use and remove virtual machines.")
+	cmd.Example = "  banger vm run --name dev\n  banger vm exec dev -- make test\n  banger vm rm --force dev"
+	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRemove(d), newList(d, "list"),
+		newShow(d), newLogs(d), newExec(d), newSSH(d))
+	return cmd
+}
+
+// group is a command that only holds others. Alone it prints its help.
+func group(use, short, long string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Long: long,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return unknownCommand(cmd, args[0])
+		},
+	}
+}
+
+// unknownCommand refuses a word that is no command and names the nearest one.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	f := fault.New(fault.Invalid, "unknown command %q for %q", word, cmd.CommandPath())
+	var names []string
+	for _, sub := range cmd.Commands() {
+		if !sub.Hidden {
+			names = append(names, sub.Name())
+		}
+	}
+	if near := nearest.Of(word, names); near != "" {
+		f.Message += ", did you mean " + near + "?"
+		return f.WithHint("%s %s --help", cmd.CommandPath(), near)
+	}
+	return f.WithHint("%s --help", cmd.CommandPath())
+}
+
+// formatFlag is --format. It takes effect while the command line is parsed, so that what is wrong further on is
+// reported in that format.
+type formatFlag struct{ d *Deps }
+
+// String is the present value.
+func (f *formatFlag) String() string {
+	if f.d != nil && f.d.Term.JSON() {
+		return string(term.FormatJSON)
+	}
+	return string(term.FormatTable)
+}
+
+// Set parses s.
+func (f *formatFlag) Set(s string) error {
+	format, err := term.ParseFormat(s)
+	if err != nil {
+		return err
+	}
+	f.d.Term.SetFormat(format)
+	return nil
+}
+
+// Type is shown in the help.
+func (f *formatFlag) Type() string { return "format" }
+
+// complete registers the completion of a flag's value.
+func complete(cmd *cobra.Command, flag string, fn cobra.CompletionFunc) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, fn) // fails for a flag that is not there or is there twice: the tests would tell
+}
+
+// without returns all but what done holds.
+func without(all, done []string) []string {
+	return slices.DeleteFunc(all, func(s string) bool { return slices.Contains(done, s) })
+}

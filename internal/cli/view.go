@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"time"
+
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// The JSON shapes of answers. They are stable: fields are added, never renamed or removed. Times are RFC 3339 in UTC;
+// what is not known is absent.
+
+type vmView struct {
+	ID            string            `json:"id"`
+	Name          string            `json:"name"`
+	State         string            `json:"state"`
+	Reason        string            `json:"reason,omitempty"`
+	Image         string            `json:"image"`
+	ImageDigest   string            `json:"image_digest,omitempty"`
+	Kernel        string            `json:"kernel_version,omitempty"`
+	CPUs          uint32            `json:"cpus"`
+	MemoryBytes   uint64            `json:"memory_bytes"`
+	DiskBytes     uint64            `json:"disk_bytes"`
+	DiskUsedBytes uint64            `json:"disk_used_bytes"`
+	RemoveOnExit  bool              `json:"remove_on_exit"`
+	User          string            `json:"user,omitempty"`
+	Workdir       string            `json:"workdir,omitempty"`
+	Labels        map[string]string `json:"labels,omitempty"`
+	VMM           string            `json:"vmm,omitempty"`
+	Accelerator   string            `json:"accelerator,omitempty"`
+	Address       string            `json:"address,omitempty"`
+	VMMPID        int32             `json:"vmm_pid,omitempty"`
+	SupervisorPID int32             `json:"supervisor_pid,omitempty"`
+	ExitCode      int32             `json:"exit_code,omitempty"`
+	CreatedAt     *time.Time        `json:"created_at,omitempty"`
+	StartedAt     *time.Time        `json:"started_at,omitempty"`
+	StoppedAt     *time.Time        `json:"stopped_at,omitempty"`
+	UptimeSeconds int64             `json:"uptime_seconds,omitempty"`
+	Dir           string            `json:"dir,omitempty"`
+}
+
+func viewVM(m *bangerv1.VM, now time.Time) vmView {
+	s := m.GetSpec()
+	return vmView{
+		ID: m.GetId(), Name: s.GetName(), State: m.GetState(), Reason: m.GetReason(),
+		Image: s.GetImage(), ImageDigest: m.GetImageDigest(), Kernel: m.GetKernelVersion(),
+		CPUs: s.GetCpus(), MemoryBytes: s.GetMemoryBytes(), DiskBytes: s.GetDiskBytes(), DiskUsedBytes: m.GetDiskUsedBytes(),
+		RemoveOnExit: s.GetRemoveOnExit(), User: s.GetUser(), Workdir: s.GetWorkdir(), Labels: s.GetLabels(),
+		VMM: m.GetVmm(), Accelerator: m.GetAccelerator(), Address: m.GetAddress(),
+		VMMPID: m.GetVmmPid(), SupervisorPID: m.GetSupervisorPid(), ExitCode: m.GetExitCode(),
+		CreatedAt: at(m.GetCreatedAtMs()), StartedAt: at(m.GetStartedAtMs()), StoppedAt: at(m.GetStoppedAtMs()),
+		UptimeSeconds: int64(uptime(m, now).Seconds()), Dir: m.GetDir(),
+	}
+}
+
+// at is a time of the wire, nil for none.
+func at(ms int64) *time.Time {
+	if ms == 0 {
+		return nil
+	}
+	t := time.UnixMilli(ms).UTC()
+	return &t
+}
+
+// uptime is how long the VM has been running, 0 if it does not.
+func uptime(m *bangerv1.VM, now time.Time) time.Duration {
+	if m.GetStartedAtMs() == 0 {
+		return 0
+	}
+	return max(now.Sub(time.UnixMilli(m.GetStartedAtMs())), 0)
+}
+
+type imageView struct {
+	Name      string     `json:"name"`
+	Digest    string     `json:"digest"`
+	Source    string     `json:"source"`
+	SizeBytes uint64     `json:"size_bytes"`
+	UsedBytes uint64     `json:"used_bytes"`
+	Kernel    string     `json:"kernel,omitempty"`
+	CreatedAt *time.Time `json:"created_at,omitempty"`
+	UsedBy    []string   `json:"used_by"`
+}
+
+func viewImage(m *bangerv1.Image) imageView {
+	return imageView{
+		Name: m.GetName(), Digest: m.GetDigest(), Source: m.GetSource(), SizeBytes: m.GetSizeBytes(), UsedBytes: m.GetUsedBytes(),
+		Kernel: m.GetKernel(), CreatedAt: at(m.GetCreatedAtMs()), UsedBy: append([]string{}, m.GetUsedBy()...),
+	}
+}
+
+type kernelView struct {
+	Name      string     `json:"name"`
+	Version   string     `json:"version"`
+	Digest    string     `json:"digest"`
+	Source    string     `json:"source"`
+	UsedBytes uint64     `json:"used_bytes"`
+	CreatedAt *time.Time `json:"created_at,omitempty"`
+}
+
+func viewKernel(m *bangerv1.Kernel) kernelView {
+	return kernelView{
+		Name: m.GetName(), Version: m.GetVersion(), Digest: m.GetDigest(), Source: m.GetSource(), UsedBytes: m.GetUsedBytes(),
+		CreatedAt: at(m.GetCreatedAtMs()),
+	}
+}
+
+type catalogView struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Source      string `json:"source"`
+	Present     bool   `json:"present"`
+	Default     bool   `json:"default"`
+}
+
+func viewCatalog(entries []*bangerv1.CatalogEntry) []catalogView {
+	out := make([]catalogView, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, catalogView{e.GetName(), e.GetDescription(), e.GetSource(), e.GetPresent(), e.GetIsDefault()})
+	}
+	return out
+}
+
+// views maps each message of a list to its view. The result is never nil: an empty list is [] in JSON.
+func views[M, V any](messages []M, view func(M) V) []V {
+	out := make([]V, 0, len(messages))
+	for _, m := range messages {
+		out = append(out, view(m))
+	}
+	return out
+}

@@ -1,0 +1,89 @@
+package cli
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	"banger/internal/client"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// callTimeout bounds a call that must not be cut off half way by an interrupt, and is over in milliseconds.
+const callTimeout = 30 * time.Second
+
+type createOptions struct {
+	spec    *bangerv1.VMSpec
+	noStart bool
+}
+
+func newCreate(d *Deps) *cobra.Command {
+	var flags specFlags
+	var opts createOptions
+	cmd := &cobra.Command{
+		Use:   "create [flags]",
+		Short: "Create a vm and start it",
+		Long: `Create a VM, start it and wait until it is ready. The answer is its name.
+
+An image and a kernel that are not there yet are pulled. An interrupt (^C) takes everything back.`,
+		Example: "  banger vm create --name dev\n  banger vm create --name big --cpus 4 --memory 4G --disk 50G",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if opts.spec, err = flags.spec(cmd, d); err != nil {
+				return err
+			}
+			return runCreate(cmd.Context(), opts, d)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	flags.add(cmd, d)
+	cmd.Flags().BoolVar(&opts.noStart, "no-start", false, "do not start it")
+	return cmd
+}
+
+func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
+	c, err := d.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	m, err := d.create(ctx, c, opts.spec, !opts.noStart)
+	if err != nil {
+		return err
+	}
+	return d.answerCreated(m)
+}
+
+// answerCreated prints the name of a new VM, or all of it as JSON.
+func (d *Deps) answerCreated(m *bangerv1.VM) error {
+	if d.Term.JSON() {
+		return d.Term.WriteJSON(viewVM(m, time.Now()))
+	}
+	return d.Term.Answer("%s", m.GetSpec().GetName())
+}
+
+// create makes a VM and returns it when it is there and, with start, ready. When ctx ends first, nothing is left of it.
+func (d *Deps) create(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (*bangerv1.VM, error) {
+	// Not cut off by an interrupt: without the operation's id it could not be cancelled.
+	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	resp, err := c.VMs.Create(callCtx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start}))
+	if err != nil {
+		return nil, err
+	}
+	op, err := d.follow(ctx, c, resp.Msg.GetOperationId())
+	if err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil { // the interrupt came too late to cancel the operation
+		d.remove(ctx, c, op.GetResultId(), op.GetTarget())
+		return nil, context.Cause(ctx)
+	}
+	vm, err := c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: op.GetResultId()}))
+	if err != nil {
+		return nil, err
+	}
+	return vm.Msg, nil
+}

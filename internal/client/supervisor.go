@@ -1,0 +1,62 @@
+package client
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/rpc"
+	"banger/proto/banger/v1/bangerv1connect"
+)
+
+// Supervisor is a connection to one VM's supervisor, for one stream.
+type Supervisor struct {
+	service bangerv1connect.SupervisorServiceClient
+
+	mu     sync.Mutex // guards the fields below
+	conns  []net.Conn
+	closed bool
+}
+
+// NewSupervisor returns a client of the supervisor that listens on socket (VMService.Endpoint tells which).
+func NewSupervisor(socket string) *Supervisor {
+	s := new(Supervisor)
+	h := rpc.Client(socket)
+	if transport, ok := h.Transport.(*http.Transport); ok {
+		dial := transport.DialContext
+		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return conn, s.keep(conn)
+		}
+	}
+	s.service = bangerv1connect.NewSupervisorServiceClient(h, rpc.BaseURL, connect.WithInterceptors(rpc.Faults(nil)))
+	return s
+}
+
+// keep remembers a connection for Close.
+func (s *Supervisor) keep(conn net.Conn) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		conn.Close()
+		return net.ErrClosed
+	}
+	s.conns = append(s.conns, conn)
+	return nil
+}
+
+// Close cuts the connection, whatever goes on over it.
+func (s *Supervisor) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, conn := range s.conns {
+		conn.Close()
+	}
+}
