@@ -16,8 +16,7 @@ run: setup build
 
 ## test: everything CI checks: build, lint, unit tests with the race detector, real VMs, the smoke test
 test: setup build lint
-	CI_REQUIRED=1 BANGER_TEST_VM=1 $(GO) test -race -timeout 15m ./...
-	scripts/smoke.sh bin/banger
+	scripts/test.sh
 
 build: bin/banger
 

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"strconv"
 	"time"
 
+	"banger/internal/term"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -67,6 +69,14 @@ func uptime(m *bangerv1.VM, now time.Time) time.Duration {
 		return 0
 	}
 	return max(now.Sub(time.UnixMilli(m.GetStartedAtMs())), 0)
+}
+
+// age is a duration in whole seconds, for people.
+func age(d time.Duration) string {
+	if d < 10*time.Second {
+		return strconv.Itoa(int(d.Seconds())) + "s"
+	}
+	return term.FormatDuration(d)
 }
 
 type imageView struct {

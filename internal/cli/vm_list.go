@@ -92,7 +92,7 @@ func vmTable(vms []*bangerv1.VM, now time.Time) term.Table {
 		s := m.GetSpec()
 		up, pid := "-", "-"
 		if m.GetStartedAtMs() > 0 {
-			up = term.FormatDuration(uptime(m, now).Truncate(time.Second))
+			up = age(uptime(m, now))
 		}
 		if m.GetVmmPid() > 0 {
 			pid = strconv.Itoa(int(m.GetVmmPid()))

@@ -8,7 +8,6 @@ import (
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
-	"banger/internal/term"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -71,7 +70,7 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 	out := pairs[:0]
 	for _, p := range pairs {
 		if p[0] == "uptime" && m.GetStartedAtMs() > 0 {
-			p[1] = term.FormatDuration(uptime(m, now).Truncate(time.Second))
+			p[1] = age(uptime(m, now))
 		}
 		if p[1] != "" {
 			out = append(out, p)

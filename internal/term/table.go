@@ -1,7 +1,6 @@
 package term
 
 import (
-	"io"
 	"strings"
 	"unicode/utf8"
 )
@@ -39,8 +38,7 @@ func (t *Term) Table(table Table) error {
 	for _, row := range table.Rows {
 		t.row(&b, table, widths, row, false)
 	}
-	_, err := io.WriteString(t.stdout, b.String())
-	return err
+	return t.answer(b.String())
 }
 
 func (table Table) widths() []int {
@@ -117,8 +115,7 @@ func (t *Term) Pairs(pairs [][2]string) error {
 		pad := strings.Repeat(" ", width-utf8.RuneCountInString(p[0]))
 		b.WriteString(strings.TrimRight(p[0]+pad+"  "+Sanitize(p[1]), " ") + "\n")
 	}
-	_, err := io.WriteString(t.stdout, b.String())
-	return err
+	return t.answer(b.String())
 }
 
 // Paint functions for states: green for what is well, yellow for what is on its way, red for what is not.

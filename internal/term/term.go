@@ -52,7 +52,7 @@ type Term struct {
 	dumb           bool // a terminal that knows no control sequences
 	width          int  // 0: ask the terminal
 
-	mu     sync.Mutex // guards the fields that follow and all writes to stderr
+	mu     sync.Mutex // guards the fields that follow, and all writes but those of a guest's command
 	format Format
 	live   *Progress // drawn on stderr at the moment; nil mostly
 	saved  *saved    // terminal modes to go back to; nil outside raw mode
@@ -153,7 +153,17 @@ func (t *Term) columns(fd int) int {
 
 // Answer writes one line of the command's answer to stdout. The text is sanitised.
 func (t *Term) Answer(format string, args ...any) error {
-	_, err := io.WriteString(t.stdout, Sanitize(fmt.Sprintf(format, args...))+"\n")
+	return t.answer(Sanitize(fmt.Sprintf(format, args...)) + "\n")
+}
+
+// answer writes text to stdout, above the progress if there is some on the same terminal.
+func (t *Term) answer(text string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.live != nil {
+		t.live.eraseLocked()
+	}
+	_, err := io.WriteString(t.stdout, text)
 	return err
 }
 
@@ -163,8 +173,7 @@ func (t *Term) WriteJSON(v any) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.stdout.Write(data)
-	return err
+	return t.answer(string(data))
 }
 
 // encode is JSON that is safe to show on a terminal: json leaves DEL and the C1 controls as they are.
