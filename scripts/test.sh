@@ -18,8 +18,9 @@ BANGER_TEST_VM=1 BANGER_TEST_BINARY=$PWD/bin/banger BANGER_TEST_SEED=$work/seed 
 grep -E '^(ok|FAIL|panic:|---? FAIL)' "$work/log" || true
 echo "go test: $((SECONDS - began)) s, $(grep -c '^ *--- PASS' "$work/log") passed"
 if [ "$code" -ne 0 ]; then
-  # Everything about what failed, without what passed.
-  grep -vE '^ *(--- PASS|=== (RUN|PAUSE|CONT|NAME))|no test files' "$work/log" | tail -n 300
+  # What the failed tests said, without what passed.
+  awk '/^=== RUN +[^\/]*$/ { said = "" } { said = said "\n" $0 } /^--- (PASS|SKIP)/ { said = "" } /^--- FAIL/ { print said; said = "" }
+       /^panic:|WARNING: DATA RACE/ { raw = 200 } raw-- > 0' "$work/log" | grep -vE '^ *(=== (PAUSE|CONT)|--- PASS)' | tail -n 400
   exit "$code"
 fi
 if grep -E '^ *--- SKIP' "$work/log" && [ "${CI:-}" = true ]; then

@@ -32,6 +32,7 @@ import (
 const (
 	binaryVar = "BANGER_TEST_BINARY"
 	seedVar   = "BANGER_TEST_SEED"
+	driveVar  = "BANGER_TEST_DRIVE" // in the environment of a real home only: see bangerFor
 )
 
 // realHome makes a BANGER_HOME with the seed's image and kernel, and the environment for it.
@@ -53,7 +54,7 @@ func realHome(t *testing.T) (dir string, vars []string) {
 			t.Fatal(err)
 		}
 	}
-	vars = append(os.Environ(), "BANGER_HOME="+dir, "TERM=xterm", binaryVar+"="+path)
+	vars = append(os.Environ(), "BANGER_HOME="+dir, "TERM=xterm", driveVar+"="+path)
 	t.Cleanup(func() {
 		if err := tearDown(dir, vars); err != nil {
 			t.Error("left behind:", err)
@@ -186,7 +187,7 @@ func TestRealKills(t *testing.T) {
 	}
 
 	// A command goes on while the daemon is killed, and so does its stream.
-	running := exec.Command(builtOrTest(vars), "exec", "dev", "--", "sh", "-c", "echo begun; read x; echo got $x")
+	running := exec.Command(bangerFor(vars), "exec", "dev", "--", "sh", "-c", "echo begun; read x; echo got $x")
 	running.Env = vars
 	stdin, err := running.StdinPipe()
 	if err != nil {

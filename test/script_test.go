@@ -88,10 +88,10 @@ func newHome() (string, error) {
 	return home, os.WriteFile(filepath.Join(config, "config.toml"), []byte(text), 0o600)
 }
 
-// builtOrTest is the program that a test with these variables drives: the built one if they name it, else this test binary.
-func builtOrTest(vars []string) string {
+// bangerFor is the program that a test with these variables drives: the built one if they name it, else this test binary.
+func bangerFor(vars []string) string {
 	for _, kv := range vars {
-		if path, ok := strings.CutPrefix(kv, binaryVar+"="); ok {
+		if path, ok := strings.CutPrefix(kv, driveVar+"="); ok {
 			return path
 		}
 	}
@@ -102,7 +102,7 @@ func builtOrTest(vars []string) string {
 func banger(vars []string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, builtOrTest(vars), args...)
+	cmd := exec.CommandContext(ctx, bangerFor(vars), args...)
 	cmd.Env = vars
 	out, err := cmd.CombinedOutput()
 	if err != nil {

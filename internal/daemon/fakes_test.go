@@ -170,7 +170,7 @@ func (f *fake) get() (*bangerv1.SupervisorStatus, chan struct{}) {
 	s := f.status
 	return &bangerv1.SupervisorStatus{
 		VmId: s.VmId, Phase: s.Phase, SupervisorPid: s.SupervisorPid, VmmPid: s.VmmPid, StartedAtMs: s.StartedAtMs,
-		Accelerator: s.Accelerator, Fault: s.Fault, Exit: s.Exit,
+		Accelerator: s.Accelerator, ReadyAtMs: s.ReadyAtMs, Fault: s.Fault, Exit: s.Exit,
 	}, f.changed
 }
 

@@ -120,6 +120,10 @@ func (f *fleet) watch(r *run) {
 			return f.observe(r, s)
 		})
 		if last.GetPhase() == phaseExited {
+			// A short-lived guest may have been ready and gone before its supervisor was asked again.
+			if err := f.observe(r, last); err != nil {
+				f.log.Warn("cannot record that a guest was ready", "vm", r.id, "error", err)
+			}
 			f.finish(r, endOf(last), rpc.FromProto(last.GetFault()))
 			return
 		}
@@ -147,27 +151,31 @@ func (f *fleet) watch(r *run) {
 // VM is on its way somewhere else, or was there already when this daemon adopted it. After any other error the caller
 // asks the supervisor again.
 func (f *fleet) observe(r *run, s *bangerv1.SupervisorStatus) error {
-	switch s.GetPhase() {
-	case phaseReady:
-		if r.isReady() {
-			return nil
-		}
-		_, err := f.store.MoveToRunning(f.ctx, r.id, store.Running{
-			SupervisorPID: int(s.GetSupervisorPid()), VMMPID: int(s.GetVmmPid()), Accelerator: s.GetAccelerator(),
-			At: time.UnixMilli(s.GetStartedAtMs()),
-		})
-		if err != nil && !fault.Is(err, fault.Conflict) {
+	if s.GetReadyAtMs() > 0 && !r.isReady() {
+		if err := f.becameReady(r, s); err != nil {
 			return err
 		}
-		r.mu.Lock()
-		r.ready = true
-		r.mu.Unlock()
-		close(r.settled)
-	case phaseStopping:
+	}
+	if s.GetPhase() == phaseStopping {
 		if _, err := f.store.MoveToStopping(f.ctx, r.id); err != nil && !fault.Is(err, fault.Conflict) {
 			return err
 		}
 	}
+	return nil
+}
+
+func (f *fleet) becameReady(r *run, s *bangerv1.SupervisorStatus) error {
+	_, err := f.store.MoveToRunning(f.ctx, r.id, store.Running{
+		SupervisorPID: int(s.GetSupervisorPid()), VMMPID: int(s.GetVmmPid()), Accelerator: s.GetAccelerator(),
+		At: time.UnixMilli(s.GetStartedAtMs()),
+	})
+	if err != nil && !fault.Is(err, fault.Conflict) {
+		return err
+	}
+	r.mu.Lock()
+	r.ready = true
+	r.mu.Unlock()
+	close(r.settled)
 	return nil
 }
 

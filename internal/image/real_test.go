@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,8 +21,11 @@ func TestPullTheDefaultImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var mu sync.Mutex // guards last: progress comes from several goroutines
 	start, last := time.Now(), ""
 	dir, m, err := Pull(t.Context(), entry, PullOptions{Staging: staging, Progress: func(u progress.Update) {
+		mu.Lock()
+		defer mu.Unlock()
 		if verb, _, _ := strings.Cut(u.Message, " "); verb != last {
 			last = verb
 			t.Logf("%5.1fs %s %d/%d %s", time.Since(start).Seconds(), u.Message, u.Done, u.Total, u.Unit)

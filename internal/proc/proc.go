@@ -93,7 +93,7 @@ func readStat(pid int) (stat, error) {
 		return stat{}, fmt.Errorf("process %d: stat has no command name", pid)
 	}
 	fields := strings.Fields(string(rest[i+1:]))
-	const state, start = 3 - 3, 22 - 3 // counted as in proc(5), minus pid, comm and one for the base
+	const state, start = 0, 22 - 3 // fields 3 and 22 of proc(5), counted from the third
 	if len(fields) <= start {
 		return stat{}, fmt.Errorf("process %d: stat has %d fields", pid, len(fields))
 	}

@@ -156,7 +156,9 @@ func (f *faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 
 // WrapStreamingClient implements connect.Interceptor. Connect hands out a stream's errors by itself: callers of a
 // stream pass them through FromConnect.
-func (f *faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc { return next }
+func (f *faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
 
 // WrapStreamingHandler implements connect.Interceptor.
 func (f *faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
