@@ -59,6 +59,7 @@ type fake struct {
 	status  *bangerv1.SupervisorStatus
 	changed chan struct{}
 	stop    chan string
+	seen    chan struct{} // gets a value when somebody was told that the guest is ready
 }
 
 func superviseFake(dir vmdir.Dir) error {
@@ -92,7 +93,7 @@ func superviseFake(dir vmdir.Dir) error {
 	if err != nil {
 		return err
 	}
-	f := &fake{launch: launch, changed: make(chan struct{}), stop: make(chan string, 10), status: &bangerv1.SupervisorStatus{
+	f := &fake{launch: launch, changed: make(chan struct{}), stop: make(chan string, 10), seen: make(chan struct{}, 1), status: &bangerv1.SupervisorStatus{
 		VmId: id, Phase: "starting", SupervisorPid: int32(self.PID), StartedAtMs: time.Now().UnixMilli(),
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -148,7 +149,10 @@ func (f *fake) live() vmdir.Exit {
 		s.Phase, s.VmmPid, s.Accelerator, s.ReadyAtMs = "ready", 4242, "tcg", time.Now().UnixMilli()
 	})
 	if asks(f.launch, endsItself) {
-		time.Sleep(50 * time.Millisecond)
+		select {
+		case <-f.seen:
+		case <-time.After(10 * time.Second):
+		}
 		return vmdir.Exit{Reason: "guest powered off"}
 	}
 	reason := <-f.stop
@@ -184,6 +188,12 @@ func (f *fake) Watch(ctx context.Context, _ *connect.Request[bangerv1.Supervisor
 		s, changed := f.get()
 		if err := stream.Send(s); err != nil || s.Phase == "exited" {
 			return err
+		}
+		if s.Phase == "ready" {
+			select {
+			case f.seen <- struct{}{}:
+			default:
+			}
 		}
 		select {
 		case <-changed:
