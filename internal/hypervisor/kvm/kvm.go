@@ -54,6 +54,10 @@ func (h Host) Look() Status {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return h.missing()
 	case errors.Is(err, fs.ErrPermission):
+		// Permission for a device that would not help is no advice.
+		if behind := h.processor(); !behind.Usable {
+			return behind
+		}
 		return Status{Reason: "no permission to open /dev/kvm", Hint: "sudo usermod -aG kvm \"$USER\" && newgrp kvm"}
 	case err != nil:
 		return Status{Reason: fmt.Sprintf("/dev/kvm does not work: %v", err)}
@@ -88,7 +92,7 @@ func (h Host) processor() Status {
 		return Status{Reason: "/dev/kvm is driven by kvm_pvm, which cannot run a stock guest: this host is itself a " +
 			"paravirtual guest"}
 	case h.extension() == "":
-		return Status{Reason: "/dev/kvm answers, but the processor offers neither VT-x (vmx) nor AMD-V (svm)"}
+		return Status{Reason: "there is a /dev/kvm, but the processor offers neither VT-x (vmx) nor AMD-V (svm)"}
 	case h.module("kvm_intel"):
 		return Status{Usable: true, Reason: "/dev/kvm is usable (kvm_intel)"}
 	case h.module("kvm_amd"):
@@ -96,7 +100,7 @@ func (h Host) processor() Status {
 	case !h.exists("/sys/module"): // a container without /sys: the processor's word has to do
 		return Status{Usable: true, Reason: "/dev/kvm is usable"}
 	}
-	return Status{Reason: "/dev/kvm answers, but neither kvm_intel nor kvm_amd drives it"}
+	return Status{Reason: "there is a /dev/kvm, but neither kvm_intel nor kvm_amd drives it"}
 }
 
 // module reports whether that kernel module is loaded or built in.

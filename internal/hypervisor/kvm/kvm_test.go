@@ -39,6 +39,7 @@ func TestLook(t *testing.T) {
 		{"flag without its module", "amd64", "vmx", []string{"kvm"}, answers(12, nil), false, "neither kvm_intel", ""},
 		{"old interface", "amd64", "vmx", []string{"kvm_intel"}, answers(11, nil), false, "version 11", ""},
 		{"no permission", "amd64", "vmx", []string{"kvm_intel"}, answers(0, unix.EACCES), false, "no permission", "usermod"},
+		{"no permission for a trap", "amd64", "fpu", []string{"kvm_pvm"}, answers(0, unix.EACCES), false, "driven by kvm_pvm", ""},
 		{"no module, Intel", "amd64", "vmx", nil, answers(0, unix.ENOENT), false, "VT-x", "sudo modprobe kvm_intel"},
 		{"no module, AMD", "amd64", "svm", nil, answers(0, unix.ENOENT), false, "AMD-V", "sudo modprobe kvm_amd"},
 		{"node without driver", "amd64", "svm", nil, answers(0, unix.ENXIO), false, "AMD-V", "sudo modprobe kvm_amd"},
