@@ -62,7 +62,8 @@ func Exhausted(err error, path string, needed uint64) error {
 	}
 	dir := filepath.Dir(path)
 	return fault.Wrap(fault.Exhausted, err, "no space for %s in %s: at least %s needed, %s free",
-		filepath.Base(path), dir, vm.FormatSize(needed), free).WithHint("df -h %s", dir)
+		filepath.Base(path), dir, vm.FormatSize(needed), free).
+		WithHint("df -h %s", filepath.Dir(dir)) // dir itself may be gone by the time somebody reads this
 }
 
 // explain gives a failure to write path its class; needed is how much would have been written by then.

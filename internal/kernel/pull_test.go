@@ -295,7 +295,7 @@ func TestFindAndLoad(t *testing.T) {
 func TestFullDiskHasItsClass(t *testing.T) {
 	dir := t.TempDir()
 	err := explain(&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, dir)
-	if !fault.Is(err, fault.Exhausted) || fault.HintOf(err) != "df -h "+dir {
+	if !fault.Is(err, fault.Exhausted) || fault.HintOf(err) != "df -h "+filepath.Dir(dir) {
 		t.Errorf("error %v, hint %q", err, fault.HintOf(err))
 	}
 }
