@@ -5,9 +5,11 @@ package rpc
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -118,6 +120,10 @@ func FromConnect(err error) error {
 				return FromProto(f)
 			}
 		}
+	}
+	// A peer that was killed in the middle of a message is seen as a malformed message.
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return &fault.Error{Class: fault.Unavailable, Message: "the connection was cut off: " + ce.Message()}
 	}
 	for class, code := range codes {
 		if code == ce.Code() {
