@@ -16,6 +16,7 @@ import (
 	"banger/internal/store"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // maxGrace bounds what a caller of Stop may ask for.
@@ -23,6 +24,7 @@ const maxGrace = 10 * time.Minute
 
 // vmService is the wire's VMService. Create is in create.go.
 type vmService struct {
+	bangerv1connect.UnimplementedVMServiceHandler
 	cfg     Config
 	log     *slog.Logger
 	store   *store.Store

@@ -62,7 +62,7 @@ func (s *Supervisor) serve(u *undo.Stack) (hangUp func(), err error) {
 // handler is the service, with every call counted.
 func (s *Supervisor) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle(bangerv1connect.NewSupervisorServiceHandler(service{s},
+	mux.Handle(bangerv1connect.NewSupervisorServiceHandler(service{Supervisor: s},
 		connect.WithInterceptors(rpc.Faults(s.log)),
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithCompression("gzip", nil, nil), // a socket on the same host: packing only costs

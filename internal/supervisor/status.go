@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // Phases of a supervisor, in order. starting can go to exited directly, ready too.
@@ -68,7 +69,10 @@ func (b *board) session(delta int32) {
 }
 
 // service is the supervisor's face to its callers. No call waits for the guest unless it says so.
-type service struct{ *Supervisor }
+type service struct {
+	bangerv1connect.UnimplementedSupervisorServiceHandler
+	*Supervisor
+}
 
 // Status implements the RPC. It waits for nothing.
 func (s service) Status(context.Context, *connect.Request[bangerv1.SupervisorStatusRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {
