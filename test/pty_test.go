@@ -48,7 +48,7 @@ type screen struct {
 // open runs banger in a terminal of 40 rows and 100 columns.
 func open(t *testing.T, vars []string, args ...string) *screen {
 	t.Helper()
-	cmd := exec.Command("banger", args...)
+	cmd := exec.Command(bangerFor(vars), args...)
 	cmd.Env = vars
 	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 40, Cols: 100})
 	if err != nil {

@@ -26,8 +26,14 @@ import (
 	"banger/internal/program"
 )
 
+// raceOptions keep the race detector from sleeping a second at the end of every process that a script starts.
+const raceOptions = "atexit_sleep_ms=0"
+
 func TestMain(m *testing.M) {
 	fakevmm.Main()
+	if err := os.Setenv("GORACE", raceOptions); err != nil {
+		panic(err)
+	}
 	testscript.Main(m, map[string]func(){
 		"banger": func() { os.Exit(program.Main(os.Args[1:], fakeParts())) },
 	})
@@ -57,6 +63,7 @@ func setup(env *testscript.Env) error {
 	env.Setenv("BANGER_HOME", home)
 	env.Setenv("HOME", home)
 	env.Setenv("SHELL", "/bin/sh")
+	env.Setenv("GORACE", raceOptions)
 	env.Defer(func() {
 		if err := tearDown(home, env.Vars); err != nil {
 			env.T().Log("left behind: ", err)
@@ -81,11 +88,21 @@ func newHome() (string, error) {
 	return home, os.WriteFile(filepath.Join(config, "config.toml"), []byte(text), 0o600)
 }
 
+// bangerFor is the program that a test with these variables drives: the built one if they name it, else this test binary.
+func bangerFor(vars []string) string {
+	for _, kv := range vars {
+		if path, ok := strings.CutPrefix(kv, driveVar+"="); ok {
+			return path
+		}
+	}
+	return "banger"
+}
+
 // banger runs a command of the program outside of a script.
 func banger(vars []string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "banger", args...)
+	cmd := exec.CommandContext(ctx, bangerFor(vars), args...)
 	cmd.Env = vars
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -12,7 +12,6 @@ import (
 
 	"banger/internal/client"
 	"banger/internal/fault"
-	"banger/internal/term"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -21,7 +20,7 @@ func newDaemon(d *Deps) *cobra.Command {
 	cmd := group("daemon", "The background process that looks after vms",
 		"The daemon looks after VMs, images and kernels. It starts by itself with the first command that needs it, and VMs go\non when it ends.")
 	cmd.Example = "  banger daemon status\n  banger daemon stop"
-	cmd.AddCommand(newDaemonRun(d), newDaemonStatus(d), newDaemonStop(d), newDaemonLogs(d))
+	cmd.AddCommand(newDaemonRun(d), newDaemonStatus(d), newDaemonStop(d), newDaemonLogs(d), newDaemonInstall(d), newDaemonUninstall(d))
 	return cmd
 }
 
@@ -93,7 +92,7 @@ func daemonPairs(v daemonView, now time.Time) [][2]string {
 	}
 	pairs := [][2]string{{"state", "running"}, {"pid", strconv.Itoa(int(v.PID))}, {"build", v.Build}}
 	if v.StartedAt != nil {
-		pairs = append(pairs, [2]string{"uptime", term.FormatDuration(now.Sub(*v.StartedAt).Truncate(time.Second))})
+		pairs = append(pairs, [2]string{"uptime", age(now.Sub(*v.StartedAt))})
 	}
 	pairs = append(pairs, [2]string{"running vms", strconv.Itoa(int(v.RunningVMs))},
 		[2]string{"running operations", strconv.Itoa(int(v.RunningOperations))})
@@ -144,7 +143,7 @@ func newDaemonLogs(d *Deps) *cobra.Command {
 				d.Term.Note("there is no log yet: %s", log.path)
 				return nil
 			}
-			return log.show(cmd.Context())
+			return endOfLog(cmd.Context(), log.show(cmd.Context()))
 		},
 	}
 	opts.add(cmd, 100, "how many of the last lines; -1 for all")

@@ -23,6 +23,8 @@ func newRoot(d *Deps) *cobra.Command {
 	root := group("banger", "Virtual machines in one command", rootLong)
 	root.Example = "  banger vm run\n  banger vm run --rm -- uname -a\n  banger vm list"
 	root.SilenceErrors, root.SilenceUsage = true, true
+	root.Version = d.Version.Version // for those who try --version
+	root.SetVersionTemplate("banger {{.Version}}\n")
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.PersistentFlags().Var(&formatFlag{d: d}, "format", "how to print the answer: table or json")
 	complete(root, "format", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -33,14 +35,16 @@ func newRoot(d *Deps) *cobra.Command {
 		cmd.GroupID = "short"
 		root.AddCommand(cmd)
 	}
-	for _, cmd := range []*cobra.Command{newVM(d), newImage(d), newKernel(d), newDaemon(d), newDoctor(d), newVersion(d)} {
+	for _, cmd := range []*cobra.Command{
+		newVM(d), newImage(d), newKernel(d), newOp(d), newEvents(d), newConfig(d), newDaemon(d),
+		newFsck(d), newDoctor(d), newVersion(d),
+	} {
 		cmd.GroupID = "noun"
 		root.AddCommand(cmd)
 	}
 	root.AddCommand(newSupervisor(d), newExitCodes())
-	root.SetHelpCommandGroupID("noun")
 	root.SetCompletionCommandGroupID("noun")
-	root.InitDefaultHelpCmd()
+	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	return root
 }
@@ -49,8 +53,9 @@ func newRoot(d *Deps) *cobra.Command {
 func newVM(d *Deps) *cobra.Command {
 	cmd := group("vm", "Make, use and remove virtual machines", "Make, use and remove virtual machines.")
 	cmd.Example = "  banger vm run --name dev\n  banger vm exec dev -- make test\n  banger vm rm --force dev"
-	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRemove(d), newList(d, "list"),
-		newShow(d), newLogs(d), newExec(d), newSSH(d))
+	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRestart(d), newPause(d), newUnpause(d),
+		newRemove(d), newList(d, "list"), newShow(d), newSet(d), newRename(d), newReset(d), newWait(d), newStats(d), newPorts(d),
+		newLogs(d), newExec(d), newSSH(d))
 	return cmd
 }
 
@@ -71,17 +76,45 @@ func group(use, short, long string) *cobra.Command {
 // unknownCommand refuses a word that is no command and names the nearest one.
 func unknownCommand(cmd *cobra.Command, word string) error {
 	f := fault.New(fault.Invalid, "unknown command %q for %q", word, cmd.CommandPath())
-	var names []string
+	if near := nearest.Of(word, visible(cmd)); near != "" {
+		f.Message += ", did you mean " + near + "?"
+		return f.WithHint("%s %s --help", cmd.CommandPath(), near)
+	}
+	return f.WithHint("%s --help", cmd.CommandPath())
+}
+
+// newHelp is "banger help", which unlike cobra's own fails for what it does not know.
+func newHelp() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]...", Short: "Help about a command", GroupID: "noun",
+		Long:    "Print the help of a command. It is the same as COMMAND --help.",
+		Example: "  banger help vm run\n  banger help exit-codes",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return unknownCommand(found, args[len(args)-max(len(rest), 1)])
+			}
+			return found.Help()
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return visible(found), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+}
+
+// visible are the names of the commands below cmd that people see.
+func visible(cmd *cobra.Command) (names []string) {
 	for _, sub := range cmd.Commands() {
 		if !sub.Hidden {
 			names = append(names, sub.Name())
 		}
 	}
-	if near := nearest.Of(word, names); near != "" {
-		f.Message += ", did you mean " + near + "?"
-		return f.WithHint("%s %s --help", cmd.CommandPath(), near)
-	}
-	return f.WithHint("%s --help", cmd.CommandPath())
+	return names
 }
 
 // formatFlag is --format. It takes effect while the command line is parsed, so that what is wrong further on is

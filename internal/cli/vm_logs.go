@@ -59,7 +59,15 @@ func runLogs(ctx context.Context, opts logsOptions, d *Deps) error {
 		path: where.GetConsoleLog(), lines: opts.tail, follow: opts.follow, out: d.logOutput(),
 		ended: func(ctx context.Context) bool { return !alive(ctx, c, where.GetVm().GetId()) },
 	}
-	return log.show(ctx)
+	return endOfLog(ctx, log.show(ctx))
+}
+
+// endOfLog is silent about an interrupt: it is how one stops to follow a log.
+func endOfLog(ctx context.Context, err error) error {
+	if interrupt := interruptOf(ctx, err); interrupt != nil {
+		return &exitError{code: interrupt.code()}
+	}
+	return err
 }
 
 // alive reports whether the VM may still write to its console. A daemon that does not answer leaves that open.

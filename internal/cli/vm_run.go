@@ -41,6 +41,10 @@ An image and a kernel that are not there yet are pulled first. Without --rm the 
   banger vm run --name dev --cpus 2 --memory 2G --disk 20G
   echo 'cat /etc/os-release' | banger vm run --rm
   banger vm run --detach --name server`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			_, err := commandOf(cmd, args)
+			return err
+		},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if opts.argv, err = commandOf(cmd, args); err != nil {
 				return err
@@ -99,7 +103,7 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 	}
 	name := m.GetSpec().GetName()
 	if opts.detach {
-		return d.answerCreated(m)
+		return d.answerVM(m)
 	}
 	if opts.rm {
 		defer d.remove(ctx, c, m.GetId(), name)

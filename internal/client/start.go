@@ -46,13 +46,15 @@ func start(ctx context.Context, cfg Config) error {
 		return fault.Context(err, "wait for the start of the daemon")
 	}
 	defer unlock()
-	for {
+	for try := 0; ; try++ {
 		if c, err := Attach(ctx, cfg); err == nil {
 			c.Close()
 			return nil
 		}
 		err := spawn(ctx, cfg)
-		if !fault.Is(err, fault.Conflict) || !held(cfg.Paths.DaemonLock()) {
+		// A daemon that was killed a moment ago may have had the lock when the new one asked and be gone by now: only a
+		// second conflict without a holder is about something else.
+		if !fault.Is(err, fault.Conflict) || !held(cfg.Paths.DaemonLock()) && try > 0 {
 			return err
 		}
 		// An old daemon has closed its socket and is still on its way out, or a service manager has just started one.

@@ -5,9 +5,11 @@ package rpc
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -119,6 +121,10 @@ func FromConnect(err error) error {
 			}
 		}
 	}
+	// A peer that was killed in the middle of a message is seen as a malformed message.
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return &fault.Error{Class: fault.Unavailable, Message: "the connection was cut off: " + ce.Message()}
+	}
 	for class, code := range codes {
 		if code == ce.Code() {
 			return &fault.Error{Class: class, Message: ce.Message()}
@@ -156,7 +162,9 @@ func (f *faults) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 
 // WrapStreamingClient implements connect.Interceptor. Connect hands out a stream's errors by itself: callers of a
 // stream pass them through FromConnect.
-func (f *faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc { return next }
+func (f *faults) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
 
 // WrapStreamingHandler implements connect.Interceptor.
 func (f *faults) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {

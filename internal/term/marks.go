@@ -1,7 +1,6 @@
 package term
 
 import (
-	"io"
 	"strings"
 	"unicode/utf8"
 )
@@ -26,8 +25,7 @@ func (t *Term) Marks(marks []Mark, paint func(sign string) string) error {
 			b.WriteString(indent + t.paint(t.outFD, dim, "hint: ") + Sanitize(m.Hint) + "\n")
 		}
 	}
-	_, err := io.WriteString(t.stdout, b.String())
-	return err
+	return t.answer(b.String())
 }
 
 // wrap breaks s at spaces into lines of at most width characters; all but the first get the indent. A width that makes

@@ -297,11 +297,15 @@ func TestLiveProgressCleansUp(t *testing.T) {
 	time.Sleep(3 * frameEvery)
 	term.Note("a note in between")
 	time.Sleep(2 * frameEvery)
+	if err := term.Answer("an answer too"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * frameEvery)
 	term.Close()
 	term.Close()
 	tty.Close()
 	text := screen()
-	for _, want := range []string{"image", "kernel", "banger: a note in between"} {
+	for _, want := range []string{"image", "kernel", "banger: a note in between", "\x1b[J\x1b[?25han answer too"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in %q", want, text)
 		}

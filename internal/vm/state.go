@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
@@ -36,6 +37,9 @@ var transitions = map[State][]State{
 	Deleting:  {},
 }
 
+// States lists every state, in the order of their names.
+func States() []State { return slices.Sorted(maps.Keys(transitions)) }
+
 // CanGo reports whether a VM may go from s to next.
 func (s State) CanGo(next State) bool { return slices.Contains(transitions[s], next) }
 
@@ -48,9 +52,8 @@ func ParseState(s string) (State, error) {
 		return State(s), nil
 	}
 	names := make([]string, 0, len(transitions))
-	for state := range transitions {
+	for _, state := range States() {
 		names = append(names, string(state))
 	}
-	slices.Sort(names)
 	return "", fault.New(fault.Invalid, "unknown vm state %q: one of %s", s, strings.Join(names, ", "))
 }

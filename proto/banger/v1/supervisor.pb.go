@@ -529,7 +529,7 @@ type SupervisorStatus struct {
 	ReadyAtMs      int64                  `protobuf:"varint,6,opt,name=ready_at_ms,json=readyAtMs,proto3" json:"ready_at_ms,omitempty"`
 	Accelerator    string                 `protobuf:"bytes,7,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
 	Address        string                 `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
-	Fault          *Fault                 `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"` // why it never became ready
+	Fault          *Fault                 `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"` // why it never became ready; why it is paused, if nobody asked for that
 	Exit           *Exit                  `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`  // set in phase "exited"
 	LastActivityMs int64                  `protobuf:"varint,11,opt,name=last_activity_ms,json=lastActivityMs,proto3" json:"last_activity_ms,omitempty"`
 	OpenSessions   int32                  `protobuf:"varint,12,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`
@@ -1010,6 +1010,7 @@ type ExecResponse struct {
 	//	*ExecResponse_Stdout
 	//	*ExecResponse_Stderr
 	//	*ExecResponse_Exited
+	//	*ExecResponse_StdinConsumed
 	Kind          isExecResponse_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1088,6 +1089,15 @@ func (x *ExecResponse) GetExited() *ExecExited {
 	return nil
 }
 
+func (x *ExecResponse) GetStdinConsumed() int64 {
+	if x != nil {
+		if x, ok := x.Kind.(*ExecResponse_StdinConsumed); ok {
+			return x.StdinConsumed
+		}
+	}
+	return 0
+}
+
 type isExecResponse_Kind interface {
 	isExecResponse_Kind()
 }
@@ -1108,6 +1118,10 @@ type ExecResponse_Exited struct {
 	Exited *ExecExited `protobuf:"bytes,4,opt,name=exited,proto3,oneof"`
 }
 
+type ExecResponse_StdinConsumed struct {
+	StdinConsumed int64 `protobuf:"varint,5,opt,name=stdin_consumed,json=stdinConsumed,proto3,oneof"` // so many more bytes of stdin are on their way to the command
+}
+
 func (*ExecResponse_Started) isExecResponse_Kind() {}
 
 func (*ExecResponse_Stdout) isExecResponse_Kind() {}
@@ -1116,9 +1130,15 @@ func (*ExecResponse_Stderr) isExecResponse_Kind() {}
 
 func (*ExecResponse_Exited) isExecResponse_Kind() {}
 
+func (*ExecResponse_StdinConsumed) isExecResponse_Kind() {}
+
 type ExecStarted struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// A client that sends at most so many bytes of stdin more than stdin_consumed has said can send signals, sizes and
+	// the end of stdin at any time; one that sends more is held up while the command does not read. 0: a supervisor
+	// that says nothing of what was consumed.
+	StdinWindow   int64 `protobuf:"varint,2,opt,name=stdin_window,json=stdinWindow,proto3" json:"stdin_window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1156,6 +1176,13 @@ func (*ExecStarted) Descriptor() ([]byte, []int) {
 func (x *ExecStarted) GetPid() int32 {
 	if x != nil {
 		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExecStarted) GetStdinWindow() int64 {
+	if x != nil {
+		return x.StdinWindow
 	}
 	return 0
 }
@@ -1276,15 +1303,17 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xaf\x01\n" +
+	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xd8\x01\n" +
 	"\fExecResponse\x122\n" +
 	"\astarted\x18\x01 \x01(\v2\x16.banger.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12/\n" +
-	"\x06exited\x18\x04 \x01(\v2\x15.banger.v1.ExecExitedH\x00R\x06exitedB\x06\n" +
-	"\x04kind\"\x1f\n" +
+	"\x06exited\x18\x04 \x01(\v2\x15.banger.v1.ExecExitedH\x00R\x06exited\x12'\n" +
+	"\x0estdin_consumed\x18\x05 \x01(\x03H\x00R\rstdinConsumedB\x06\n" +
+	"\x04kind\"B\n" +
 	"\vExecStarted\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x05R\x03pid\"8\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12!\n" +
+	"\fstdin_window\x18\x02 \x01(\x03R\vstdinWindow\"8\n" +
 	"\n" +
 	"ExecExited\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
@@ -1395,6 +1424,7 @@ func file_banger_v1_supervisor_proto_init() {
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exited)(nil),
+		(*ExecResponse_StdinConsumed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
