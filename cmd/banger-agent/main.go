@@ -31,7 +31,7 @@ func main() {
 		os.Exit(1)
 	}
 	m := machine.New()
-	defer m.PowerOff()
+	defer m.Reset()
 	defer func() {
 		if v := recover(); v != nil {
 			m.Error(fmt.Sprintf("panic: %v\n%s", v, debug.Stack()))

@@ -31,6 +31,17 @@ type System interface {
 	// Shutdown ends every process and then the machine. It is called at most once by a Server, after the answer was
 	// sent, on the goroutine of the request.
 	Shutdown(s agentwire.Shutdown)
+
+	// The others are called only after Configure has succeeded, from any number of goroutines.
+
+	// Stats says what the machine uses.
+	Stats() (agentwire.Stats, error)
+	// Ports says what listens.
+	Ports() (agentwire.Ports, error)
+	// Grow makes the file system of the data disk as large as the disk, once that has the size of g.
+	Grow(ctx context.Context, g agentwire.Grow) (agentwire.Grown, error)
+	// SetClock sets the clock.
+	SetClock(c agentwire.Clock) error
 }
 
 // Stream is one stream to the host: a yamux stream, a net.Conn or a pollable file. SetDeadline with a time in the past
@@ -175,9 +186,40 @@ func (s *Server) ServeStream(conn Stream) {
 		s.serveExec(conn, frames, req.Params)
 	case agentwire.MethodShutdown:
 		s.serveShutdown(conn, req.Params)
+	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock:
+		result, err := s.ask(req)
+		if err != nil {
+			_ = agentwire.WriteFault(conn, err)
+			return
+		}
+		_ = agentwire.WriteResult(conn, result)
 	default:
 		_ = agentwire.WriteFault(conn, fault.New(fault.Invalid, "unknown method %q", req.Method))
 	}
+}
+
+// ask passes a request on to the system, if the guest is configured.
+func (s *Server) ask(req agentwire.Request) (any, error) {
+	if _, err := s.settings(); err != nil {
+		return nil, err
+	}
+	switch req.Method {
+	case agentwire.MethodStats:
+		return s.system.Stats()
+	case agentwire.MethodPorts:
+		return s.system.Ports()
+	case agentwire.MethodGrow:
+		var grow agentwire.Grow
+		if err := json.Unmarshal(req.Params, &grow); err != nil {
+			return nil, fault.New(fault.Invalid, "malformed growth request")
+		}
+		return s.system.Grow(s.ctx, grow)
+	}
+	var clock agentwire.Clock
+	if err := json.Unmarshal(req.Params, &clock); err != nil || clock.UnixNano <= 0 {
+		return nil, fault.New(fault.Invalid, "malformed clock request")
+	}
+	return nil, s.system.SetClock(clock)
 }
 
 // hello says who the agent is.

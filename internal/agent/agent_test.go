@@ -72,6 +72,55 @@ func TestShutdownIsAnsweredFirstAndDoneOnce(t *testing.T) {
 	}
 }
 
+func TestQuestionsNeedAConfiguredGuest(t *testing.T) {
+	var set agentwire.Clock
+	c, _ := connect(t, fakeSystem{
+		ports: []agentwire.Port{{Protocol: "tcp", Address: "::", Port: 22, PID: 3, Process: "sshd"}},
+		grow: func(g agentwire.Grow) (agentwire.Grown, error) {
+			if g.Bytes == 1 {
+				return agentwire.Grown{}, fault.New(fault.Timeout, "no such size")
+			}
+			return agentwire.Grown{Device: g.Bytes, FileSystem: g.Bytes - 1}, nil
+		},
+		clock: func(c agentwire.Clock) { set = c },
+	})
+	now := time.Unix(1_700_000_000, 5)
+	ask := map[string]func() error{
+		"stats": func() error { _, err := c.Stats(t.Context()); return err },
+		"ports": func() error { _, err := c.Ports(t.Context()); return err },
+		"grow":  func() error { _, err := c.Grow(t.Context(), agentwire.Grow{Bytes: 100}); return err },
+		"clock": func() error { return c.SetClock(t.Context(), now) },
+	}
+	for name, f := range ask {
+		if err := f(); !fault.Is(err, fault.Conflict) {
+			t.Errorf("%s before configure: %v", name, err)
+		}
+	}
+	if _, err := c.Configure(t.Context(), agentwire.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range ask {
+		if err := f(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if set.UnixNano != now.UnixNano() {
+		t.Errorf("clock %+v", set)
+	}
+	if _, err := c.Grow(t.Context(), agentwire.Grow{Bytes: 1}); !fault.Is(err, fault.Timeout) {
+		t.Errorf("grow: %v", err)
+	}
+	if err := c.SetClock(t.Context(), time.Time{}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("clock of year 1: %v", err)
+	}
+	if err := c.Shutdown(t.Context(), agentwire.Shutdown{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask["stats"](); !fault.Is(err, fault.Conflict) {
+		t.Errorf("stats while going down: %v", err)
+	}
+}
+
 func TestCallsEndWithTheirContext(t *testing.T) {
 	release := make(chan struct{})
 	c, _ := connect(t, fakeSystem{configure: func(agentwire.Config) (agentwire.Configured, error) {

@@ -28,7 +28,19 @@ import (
 type fakeSystem struct {
 	configure func(agentwire.Config) (agentwire.Configured, error)
 	shutdown  func(agentwire.Shutdown)
+	ports     []agentwire.Port
+	grow      func(agentwire.Grow) (agentwire.Grown, error)
+	clock     func(agentwire.Clock)
 }
+
+func (f fakeSystem) Stats() (agentwire.Stats, error) { return agentwire.Stats{CPUMillis: 7}, nil }
+func (f fakeSystem) Ports() (agentwire.Ports, error) { return agentwire.Ports{Ports: f.ports}, nil }
+
+func (f fakeSystem) Grow(_ context.Context, g agentwire.Grow) (agentwire.Grown, error) {
+	return f.grow(g)
+}
+
+func (f fakeSystem) SetClock(c agentwire.Clock) error { f.clock(c); return nil }
 
 func (f fakeSystem) Configure(_ context.Context, c agentwire.Config) (agentwire.Configured, error) {
 	if f.configure == nil {

@@ -24,6 +24,10 @@ const (
 	MethodConfigure = "configure" // params Config; result Configured
 	MethodExec      = "exec"      // params ExecStart; result ExecStarted, then data frames
 	MethodShutdown  = "shutdown"  // params Shutdown; no result: answered before the guest goes down
+	MethodStats     = "stats"     // no params; result Stats
+	MethodPorts     = "ports"     // no params; result Ports
+	MethodGrow      = "grow"      // params Grow; result Grown
+	MethodClock     = "clock"     // params Clock; no result
 )
 
 // Request opens a stream.
@@ -65,6 +69,11 @@ type Config struct {
 	Env     []string `json:"env,omitempty"` // KEY=VALUE, for every command
 	User    string   `json:"user,omitempty"`
 	Workdir string   `json:"workdir,omitempty"`
+
+	// ResetRoot, if it is not empty, makes the agent drop what was changed in the image's part of the root file system
+	// before it mounts that. It is a word of the host's choice that the agent keeps on the data disk: the same word
+	// resets once only, however often it is sent, because the host may not hear that the guest has come up.
+	ResetRoot string `json:"reset_root,omitempty"`
 }
 
 // Disks names the block devices by their virtio-blk serial.
@@ -116,4 +125,56 @@ type ExecExited struct {
 // Shutdown ends the guest: processes get SIGTERM, after the grace SIGKILL, then file systems are synced and unmounted.
 type Shutdown struct {
 	GraceMillis int64 `json:"grace_millis"`
+}
+
+// Stats is what a guest uses and did, at one moment. Counters count from its boot.
+type Stats struct {
+	CPUMillis       uint64  `json:"cpu_millis"` // busy, over all processors
+	MemoryTotal     uint64  `json:"memory_total"`
+	MemoryAvailable uint64  `json:"memory_available"`
+	Load1           float64 `json:"load1"`
+	Processes       int     `json:"processes"` // without the kernel's own
+	DiskRead        uint64  `json:"disk_read"` // bytes, all disks
+	DiskWritten     uint64  `json:"disk_written"`
+	NetReceived     uint64  `json:"net_received"` // bytes, the guest's only interface
+	NetSent         uint64  `json:"net_sent"`
+	DataTotal       uint64  `json:"data_total"` // bytes of the data disk's file system
+	DataUsed        uint64  `json:"data_used"`
+}
+
+// Limits of Ports.
+const (
+	MaxPorts       = 256
+	MaxProcessName = 64 // bytes
+)
+
+// Ports is what listens in a guest, MaxPorts at most.
+type Ports struct {
+	Ports []Port `json:"ports"`
+}
+
+// Port is one listening TCP socket, or one UDP socket that takes datagrams from anybody.
+type Port struct {
+	Protocol string `json:"protocol"` // "tcp", "udp"
+	Address  string `json:"address"`  // "0.0.0.0", "127.0.0.1", "::"
+	Port     uint16 `json:"port"`
+	PID      int    `json:"pid,omitempty"`     // 0 when not known
+	Process  string `json:"process,omitempty"` // its name
+}
+
+// Grow says that the data disk has grown. The agent waits for the device to have the new size and then grows the file
+// system on it, while it is in use.
+type Grow struct {
+	Bytes uint64 `json:"bytes"` // the disk's new size
+}
+
+// Grown answers Grow.
+type Grown struct {
+	Device     uint64 `json:"device"`     // bytes
+	FileSystem uint64 `json:"filesystem"` // bytes
+}
+
+// Clock sets the guest's clock: it stood still while the guest was paused.
+type Clock struct {
+	UnixNano int64 `json:"unix_nano"`
 }

@@ -41,6 +41,7 @@ const (
 )
 
 // Connect begins a session as the host and returns its streams. It ends with ctx. The caller closes conn on failure.
+// A fault of class Internal is final: the agent speaks another generation of the wire. Any other may pass.
 func Connect(ctx context.Context, conn net.Conn) (*yamux.Session, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	in := bufio.NewReaderSize(conn, MaxData)
@@ -51,6 +52,10 @@ func Connect(ctx context.Context, conn net.Conn) (*yamux.Session, error) {
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "the guest's agent does not answer")
+		}
+		var f *fault.Error
+		if !errors.As(err, &f) { // of the connection: the next one may do better
+			return nil, fault.Wrap(fault.Unavailable, err, "agent channel")
 		}
 		return nil, fault.Context(err, "agent channel")
 	}
@@ -82,7 +87,8 @@ func greet(ctx context.Context, conn net.Conn, in *bufio.Reader) error {
 		case err != nil:
 			return err
 		case generation < 1 || generation > Generation:
-			return fault.New(fault.Unavailable, "the guest's agent speaks generation %d of the wire, this banger up to %d",
+			// Not Unavailable: it will not learn another one.
+			return fault.New(fault.Internal, "the guest's agent speaks generation %d of the wire, this banger up to %d",
 				generation, Generation)
 		}
 		if err := conn.SetDeadline(time.Time{}); err != nil {
@@ -180,7 +186,9 @@ func (s *lineScanner) answer(nonce string) (int, error) {
 		if len(fields) != 3 || fields[0] != agentWord || fields[2] != nonce {
 			continue
 		}
-		return strconv.Atoi(fields[1])
+		if generation, err := strconv.Atoi(fields[1]); err == nil {
+			return generation, nil
+		}
 	}
 }
 

@@ -151,3 +151,19 @@ func message[T any](resp *connect.Response[T], err error) (*T, error) {
 	}
 	return resp.Msg, nil
 }
+
+// several is the error of a command with these failures: all are told, one of them in JSON, and the first is the exit
+// code.
+func (d *Deps) several(failures []error) error {
+	if len(failures) == 0 {
+		return nil
+	}
+	first, last := failures[0], len(failures)-1
+	if d.Term.JSON() || last == 0 {
+		return first
+	}
+	for _, err := range failures[:last] {
+		d.Term.Failure(err)
+	}
+	return &exitError{code: codeOf(context.Background(), first), err: failures[last]} // which Main tells
+}

@@ -21,6 +21,7 @@ import (
 	"banger/internal/paths"
 	"banger/internal/preflight"
 	"banger/internal/term"
+	"banger/internal/userunit"
 )
 
 // Deps is what commands depend on. All of it is made by the composition root.
@@ -37,6 +38,9 @@ type Deps struct {
 	Attach  func(context.Context) (*client.Client, error)
 	// Stop ends the daemon behind a client and waits until it is gone.
 	Stop func(context.Context, *client.Client) error
+
+	// Unit says what the daemon is as a service of the user.
+	Unit func() (userunit.Config, error)
 
 	// Doctor checks the host. Daemon and Supervisor are the other roles of the program; they return when ctx ends.
 	Doctor     func(context.Context) []preflight.Result

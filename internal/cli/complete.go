@@ -67,7 +67,7 @@ func completeOneVM(d *Deps, states ...string) cobra.CompletionFunc {
 
 // completeStates completes the states that a VM can be in.
 func completeStates(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	states := []vm.State{vm.Created, vm.Starting, vm.Running, vm.Stopping, vm.Stopped, vm.Failed, vm.Deleting}
+	states := []vm.State{vm.Created, vm.Starting, vm.Running, vm.Paused, vm.Stopping, vm.Stopped, vm.Suspended, vm.Failed, vm.Deleting}
 	return views(states, func(s vm.State) string { return string(s) }), cobra.ShellCompDirectiveNoFileComp
 }
 

@@ -20,7 +20,7 @@ func newDaemon(d *Deps) *cobra.Command {
 	cmd := group("daemon", "The background process that looks after vms",
 		"The daemon looks after VMs, images and kernels. It starts by itself with the first command that needs it, and VMs go\non when it ends.")
 	cmd.Example = "  banger daemon status\n  banger daemon stop"
-	cmd.AddCommand(newDaemonRun(d), newDaemonStatus(d), newDaemonStop(d), newDaemonLogs(d))
+	cmd.AddCommand(newDaemonRun(d), newDaemonStatus(d), newDaemonStop(d), newDaemonLogs(d), newDaemonInstall(d), newDaemonUninstall(d))
 	return cmd
 }
 

@@ -18,6 +18,7 @@ type specFlags struct {
 	user, workdir             string
 	cpus                      int
 	env                       []string
+	policy                    policyFlags
 }
 
 func (f *specFlags) add(cmd *cobra.Command, d *Deps) {
@@ -30,6 +31,7 @@ func (f *specFlags) add(cmd *cobra.Command, d *Deps) {
 	flags.StringVar(&f.user, "user", "", "user that commands run as (default: root)")
 	flags.StringVar(&f.workdir, "workdir", "", "directory that commands start in (default: the user's home)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment of commands: NAME=VALUE, or NAME to pass the host's value on")
+	f.policy.add(cmd, "label to find it by: KEY=VALUE; may be given several times", cobra.NoFileCompletions)
 	complete(cmd, "image", completeImages(d))
 	for _, flag := range []string{"name", "cpus", "memory", "disk", "user", "workdir", "env"} {
 		complete(cmd, flag, cobra.NoFileCompletions)
@@ -72,7 +74,15 @@ func (f *specFlags) spec(cmd *cobra.Command, d *Deps) (*bangerv1.VMSpec, error) 
 	if err := checkWorkdir(f.workdir); err != nil {
 		return nil, err
 	}
-	check.Env = s.Env
+	labels, err := f.policy.parse(cmd, false)
+	if err != nil {
+		return nil, err
+	}
+	s.Labels, s.Description, s.Restart, s.AutoStopMs = labels.set, f.policy.description, f.policy.restart, f.policy.autoStop.Milliseconds()
+	if given("auto-stop") && f.policy.autoStop == 0 { // never, whatever the configuration says
+		s.AutoStopMs = -1
+	}
+	check.Env, check.Labels = s.Env, s.Labels
 	return s, check.Validate()
 }
 

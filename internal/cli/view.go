@@ -38,6 +38,13 @@ type vmView struct {
 	StoppedAt     *time.Time        `json:"stopped_at,omitempty"`
 	UptimeSeconds int64             `json:"uptime_seconds,omitempty"`
 	Dir           string            `json:"dir,omitempty"`
+	Description   string            `json:"description,omitempty"`
+	Restart       string            `json:"restart,omitempty"`
+	Restarts      int32             `json:"restarts,omitempty"`
+	AutoStop      float64           `json:"auto_stop_seconds,omitempty"`
+	LastActiveAt  *time.Time        `json:"last_active_at,omitempty"`
+	OpenSessions  int32             `json:"open_sessions,omitempty"`
+	Pending       []string          `json:"pending,omitempty"` // settings that take effect at the next start
 }
 
 func viewVM(m *bangerv1.VM, now time.Time) vmView {
@@ -51,6 +58,8 @@ func viewVM(m *bangerv1.VM, now time.Time) vmView {
 		VMMPID: m.GetVmmPid(), SupervisorPID: m.GetSupervisorPid(), ExitCode: m.GetExitCode(),
 		CreatedAt: at(m.GetCreatedAtMs()), StartedAt: at(m.GetStartedAtMs()), StoppedAt: at(m.GetStoppedAtMs()),
 		UptimeSeconds: int64(uptime(m, now).Seconds()), Dir: m.GetDir(),
+		Description: s.GetDescription(), Restart: s.GetRestart(), Restarts: m.GetRestarts(), AutoStop: float64(s.GetAutoStopMs()) / 1000,
+		LastActiveAt: at(m.GetLastActiveMs()), OpenSessions: m.GetOpenSessions(), Pending: m.GetPending(),
 	}
 }
 

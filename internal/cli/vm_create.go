@@ -17,6 +17,7 @@ const callTimeout = 30 * time.Second
 type createOptions struct {
 	spec    *bangerv1.VMSpec
 	noStart bool
+	async   bool
 }
 
 func newCreate(d *Deps) *cobra.Command {
@@ -40,6 +41,7 @@ An image and a kernel that are not there yet are pulled. An interrupt (^C) takes
 	}
 	flags.add(cmd, d)
 	cmd.Flags().BoolVar(&opts.noStart, "no-start", false, "do not start it")
+	cmd.Flags().BoolVar(&opts.async, "async", false, "do not wait: print the id of the operation that makes it (see banger op)")
 	return cmd
 }
 
@@ -49,31 +51,44 @@ func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
 		return err
 	}
 	defer c.Close()
+	if opts.async {
+		id, err := beginCreate(ctx, c, opts.spec, !opts.noStart)
+		if err != nil {
+			return err
+		}
+		return d.answerBegun(ctx, c, id)
+	}
 	m, err := d.create(ctx, c, opts.spec, !opts.noStart)
 	if err != nil {
 		return err
 	}
-	return d.answerCreated(m)
+	return d.answerVM(m)
 }
 
-// answerCreated prints the name of a new VM, or all of it as JSON.
-func (d *Deps) answerCreated(m *bangerv1.VM) error {
+// answerVM prints the name of a VM, or all of it as JSON.
+func (d *Deps) answerVM(m *bangerv1.VM) error {
 	if d.Term.JSON() {
 		return d.Term.WriteJSON(viewVM(m, time.Now()))
 	}
 	return d.Term.Answer("%s", m.GetSpec().GetName())
 }
 
+// beginCreate starts the operation that makes a VM and returns its id. It is not cut off by an interrupt: without the id the
+// operation could not be cancelled.
+func beginCreate(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	resp, err := message(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start})))
+	return resp.GetOperationId(), err
+}
+
 // create makes a VM and returns it when it is there and, with start, ready. When ctx ends first, nothing is left of it.
 func (d *Deps) create(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (*bangerv1.VM, error) {
-	// Not cut off by an interrupt: without the operation's id it could not be cancelled.
-	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-	defer cancel()
-	resp, err := c.VMs.Create(callCtx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start}))
+	id, err := beginCreate(ctx, c, spec, start)
 	if err != nil {
 		return nil, err
 	}
-	op, err := d.follow(ctx, c, resp.Msg.GetOperationId())
+	op, err := d.follow(ctx, c, id)
 	if err != nil {
 		return nil, err
 	}

@@ -4,34 +4,39 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
+	"banger/internal/fault"
 	"banger/internal/term"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
 )
 
 type listOptions struct {
-	states []string
-	quiet  bool
+	states, labels, images []string
+	quiet                  bool
 }
 
 func newList(d *Deps, use string) *cobra.Command {
 	var opts listOptions
 	cmd := &cobra.Command{
-		Use:     use + " [flags]",
-		Short:   "List vms",
-		Long:    "List VMs, whatever state they are in.",
-		Example: "  banger vm list\n  banger vm list --state running\n  banger vm list -q\n  banger vm list --format json",
-		Args:    noArgs,
+		Use:   use + " [flags]",
+		Short: "List vms",
+		Long: `List VMs, whatever state they are in; with filters only those that fit all of them. A wide terminal shows more about
+each, a narrow one less.`,
+		Example: `  banger vm list
+  banger vm list --state running
+  banger vm list --label team=web --image debian-bookworm
+  banger vm list -q
+  banger vm list --format json`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, state := range opts.states {
-				if _, err := vm.ParseState(state); err != nil {
-					return err
-				}
+			if err := opts.check(cmd); err != nil {
+				return err
 			}
 			return runList(cmd.Context(), opts, d)
 		},
@@ -41,9 +46,26 @@ func newList(d *Deps, use string) *cobra.Command {
 		cmd.Aliases = []string{"ls"}
 	}
 	cmd.Flags().StringSliceVar(&opts.states, "state", nil, "only those in this state; may be given several times")
+	cmd.Flags().StringArrayVarP(&opts.labels, "label", "l", nil, "only those with this label: KEY or KEY=VALUE; may be given several times")
+	cmd.Flags().StringSliceVar(&opts.images, "image", nil, "only those of this image; may be given several times")
 	cmd.Flags().BoolVarP(&opts.quiet, "quiet", "q", false, "print names only")
 	complete(cmd, "state", completeStates)
+	complete(cmd, "label", completeLabels(d))
+	complete(cmd, "image", completeImages(d))
 	return cmd
+}
+
+// check refuses filters that nothing can fit.
+func (o *listOptions) check(cmd *cobra.Command) error {
+	for _, label := range o.labels {
+		if key, _, _ := strings.Cut(label, "="); key == "" {
+			return fault.New(fault.Invalid, "label %q has no name: KEY or KEY=VALUE", label).WithHint("%s --label team=web", cmd.CommandPath())
+		}
+	}
+	if slices.Contains(o.images, "") {
+		return fault.New(fault.Invalid, "the name of the image is empty").WithHint("banger image list")
+	}
+	return checkStates(o.states)
 }
 
 func runList(ctx context.Context, opts listOptions, d *Deps) error {
@@ -52,7 +74,9 @@ func runList(ctx context.Context, opts listOptions, d *Deps) error {
 		return err
 	}
 	defer c.Close()
-	resp, err := c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{States: opts.states}))
+	resp, err := c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{
+		States: opts.states, Labels: opts.labels, Images: opts.images,
+	}))
 	if err != nil {
 		return err
 	}
@@ -74,19 +98,24 @@ func runList(ctx context.Context, opts listOptions, d *Deps) error {
 
 // paintState colours the states of VMs.
 func paintState() func(string) string {
-	return term.PaintBy([]string{string(vm.Running)}, []string{string(vm.Starting), string(vm.Stopping), string(vm.Deleting)},
+	return term.PaintBy([]string{string(vm.Running)}, []string{string(vm.Starting), string(vm.Paused), string(vm.Stopping), string(vm.Deleting)},
 		[]string{string(vm.Failed)})
 }
 
+// vmTable is the answer of list. Which columns are there without a terminal does not change.
 func vmTable(vms []*bangerv1.VM, now time.Time) term.Table {
 	table := term.Table{Columns: []term.Column{
 		{Title: "NAME"},
 		{Title: "STATE", Fixed: true, Paint: paintState()},
-		{Title: "IMAGE"},
-		{Title: "CPUS", Right: true, Fixed: true},
-		{Title: "MEMORY", Right: true, Fixed: true},
-		{Title: "UPTIME", Right: true, Fixed: true},
-		{Title: "PID", Right: true, Fixed: true},
+		{Title: "IMAGE", Rank: 2},
+		{Title: "CPUS", Right: true, Fixed: true, Rank: 3},
+		{Title: "MEMORY", Right: true, Fixed: true, Rank: 4},
+		{Title: "UPTIME", Right: true, Fixed: true, Rank: 1},
+		{Title: "PID", Right: true, Fixed: true, Rank: 5},
+		{Title: "DISK", Right: true, Fixed: true, Rank: 6, Extra: true},
+		{Title: "UNUSED FOR", Right: true, Fixed: true, Rank: 7, Extra: true},
+		{Title: "LABELS", Rank: 8, Extra: true},
+		{Title: "DESCRIPTION", Rank: 9, Extra: true},
 	}}
 	for _, m := range vms {
 		s := m.GetSpec()
@@ -99,7 +128,16 @@ func vmTable(vms []*bangerv1.VM, now time.Time) term.Table {
 		}
 		table.Rows = append(table.Rows, []string{
 			s.GetName(), m.GetState(), s.GetImage(), strconv.Itoa(int(s.GetCpus())), vm.FormatSize(s.GetMemoryBytes()), up, pid,
+			vm.FormatSize(m.GetDiskUsedBytes()) + "/" + vm.FormatSize(s.GetDiskBytes()), unused(m, now), labelText(s.GetLabels()), s.GetDescription(),
 		})
 	}
 	return table
+}
+
+// unused is how long nobody has used a VM that runs, "-" while somebody does and for others.
+func unused(m *bangerv1.VM, now time.Time) string {
+	if !vm.State(m.GetState()).Live() || m.GetOpenSessions() > 0 {
+		return "-"
+	}
+	return orDash(idle(m, now))
 }

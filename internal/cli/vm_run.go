@@ -103,7 +103,7 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 	}
 	name := m.GetSpec().GetName()
 	if opts.detach {
-		return d.answerCreated(m)
+		return d.answerVM(m)
 	}
 	if opts.rm {
 		defer d.remove(ctx, c, m.GetId(), name)

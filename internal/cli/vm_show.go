@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -48,6 +49,8 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 		{"id", m.GetId()},
 		{"state", m.GetState()},
 		{"reason", m.GetReason()},
+		{"description", s.GetDescription()},
+		{"labels", labelText(s.GetLabels())},
 		{"image", s.GetImage()},
 		{"image digest", m.GetImageDigest()},
 		{"kernel", m.GetKernelVersion()},
@@ -64,7 +67,12 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 		{"started", localTime(m.GetStartedAtMs())},
 		{"uptime", ""},
 		{"stopped", localTime(m.GetStoppedAtMs())},
+		{"last used", lastUsed(m, now)},
+		{"open sessions", positive(m.GetOpenSessions())},
 		{"removed on exit", yes(s.GetRemoveOnExit())},
+		{"restart", restartText(m)},
+		{"auto-stop", autoStopText(s.GetAutoStopMs())},
+		{"at the next start", strings.Join(m.GetPending(), ", ")},
 		{"directory", m.GetDir()},
 	}
 	out := pairs[:0]
@@ -77,6 +85,41 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 		}
 	}
 	return out
+}
+
+// lastUsed is when somebody last used the VM, and how long ago that is.
+func lastUsed(m *bangerv1.VM, now time.Time) string {
+	if m.GetLastActiveMs() == 0 {
+		return ""
+	}
+	return localTime(m.GetLastActiveMs()) + " (" + idle(m, now) + " ago)"
+}
+
+// idle is how long nobody has used the VM; "" when nobody ever has.
+func idle(m *bangerv1.VM, now time.Time) string {
+	if m.GetLastActiveMs() == 0 {
+		return ""
+	}
+	return age(now.Sub(time.UnixMilli(m.GetLastActiveMs())))
+}
+
+// restartText is the restart policy and what it has done.
+func restartText(m *bangerv1.VM) string {
+	policy := m.GetSpec().GetRestart()
+	if m.GetRestarts() == 0 {
+		if policy == string(vm.RestartNo) {
+			return ""
+		}
+		return policy
+	}
+	return policy + " (" + strconv.Itoa(int(m.GetRestarts())) + " times so far)"
+}
+
+func autoStopText(ms int64) string {
+	if ms == 0 {
+		return ""
+	}
+	return "after " + age(time.Duration(ms)*time.Millisecond) + " without use"
 }
 
 func joinNonEmpty(a, b string) string {

@@ -12,7 +12,7 @@ import (
 )
 
 func newStart(d *Deps) *cobra.Command {
-	startable := []string{"created", "stopped", "failed"}
+	startable := []string{"created", "stopped", "failed", "suspended"}
 	which := whichVMs{states: startable}
 	cmd := &cobra.Command{
 		Use:     "start NAME...",

@@ -28,17 +28,28 @@ func newStop(d *Deps) *cobra.Command {
 		Example: "  banger vm stop dev\n  banger vm stop --grace 30s dev test\n  banger vm stop --all",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.which.refs = args
-			if opts.grace < 0 {
-				return fault.New(fault.Invalid, "a grace of %s is not possible", opts.grace).WithHint("banger vm stop --help")
+			if err := checkGrace(cmd, opts.grace); err != nil {
+				return err
 			}
 			return runStop(cmd.Context(), opts, d)
 		},
-		ValidArgsFunction: completeVMs(d, "running", "starting"),
+		ValidArgsFunction: completeVMs(d, "running", "starting", "paused"),
 	}
 	opts.which.add(cmd)
-	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "how long the guest may take, such as 30s (default: the daemon's)")
-	complete(cmd, "grace", cobra.NoFileCompletions)
+	addGrace(cmd, &opts.grace)
 	return cmd
+}
+
+func addGrace(cmd *cobra.Command, grace *time.Duration) {
+	cmd.Flags().DurationVar(grace, "grace", 0, "how long the guest may take, such as 30s (default: the daemon's)")
+	complete(cmd, "grace", cobra.NoFileCompletions)
+}
+
+func checkGrace(cmd *cobra.Command, grace time.Duration) error {
+	if grace < 0 {
+		return fault.New(fault.Invalid, "a grace of %s is not possible", grace).WithHint("%s --help", cmd.CommandPath())
+	}
+	return nil
 }
 
 func runStop(ctx context.Context, opts stopOptions, d *Deps) error {
@@ -69,7 +80,7 @@ func newKill(d *Deps) *cobra.Command {
 
 // liveStates are those in which a VM has processes.
 func liveStates() []string {
-	return []string{string(vm.Starting), string(vm.Running), string(vm.Stopping)}
+	return []string{string(vm.Starting), string(vm.Running), string(vm.Paused), string(vm.Stopping)}
 }
 
 func runKill(ctx context.Context, which whichVMs, d *Deps) error {

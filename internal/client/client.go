@@ -49,6 +49,8 @@ type Client struct {
 	Operations bangerv1connect.OperationServiceClient
 	Images     bangerv1connect.ImageServiceClient
 	Kernels    bangerv1connect.KernelServiceClient
+	Events     bangerv1connect.EventServiceClient
+	Fsck       bangerv1connect.FsckServiceClient
 
 	// PID of the daemon.
 	PID int
@@ -115,6 +117,8 @@ func newClient(socket string) *Client {
 		Operations: bangerv1connect.NewOperationServiceClient(h, rpc.BaseURL, faults),
 		Images:     bangerv1connect.NewImageServiceClient(h, rpc.BaseURL, faults),
 		Kernels:    bangerv1connect.NewKernelServiceClient(h, rpc.BaseURL, faults),
+		Events:     bangerv1connect.NewEventServiceClient(h, rpc.BaseURL, faults),
+		Fsck:       bangerv1connect.NewFsckServiceClient(h, rpc.BaseURL, faults),
 		http:       h,
 	}
 }

@@ -51,8 +51,9 @@ func (e *OutputError) Unwrap() error { return e.Err }
 
 // stream is a running Exec. Its sending half is shared by input, sizes and signals.
 type stream struct {
-	conn *connect.BidiStreamForClient[bangerv1.ExecRequest, bangerv1.ExecResponse]
-	mu   sync.Mutex // makes sends one at a time
+	conn   *connect.BidiStreamForClient[bangerv1.ExecRequest, bangerv1.ExecResponse]
+	mu     sync.Mutex // makes sends one at a time
+	credit credit     // for input
 }
 
 func (s *stream) send(req *bangerv1.ExecRequest) error {
@@ -68,15 +69,23 @@ func (s *Supervisor) Exec(ctx context.Context, e Exec) (code int, err error) {
 	st := &stream{conn: s.service.Exec(ctx)}
 	// net/http notices the end of ctx neither while it waits for input nor while it waits for room to send it, so the
 	// connection itself is cut.
-	stopWatching := context.AfterFunc(ctx, s.Close)
+	cut := make(chan struct{})
+	stopWatching := context.AfterFunc(ctx, func() {
+		defer close(cut)
+		s.Close()
+		_ = st.conn.CloseResponse() // also ends a Receive that waits
+	})
 	var wg sync.WaitGroup
 	defer func() {
-		stopWatching()
+		if !stopWatching() {
+			<-cut
+		}
 		cancel(nil)
 		if e.StopStdin != nil {
 			e.StopStdin()
 		}
 		s.Close() // also ends a send that waits
+		st.credit.end()
 		wg.Wait()
 		_ = st.conn.CloseRequest()
 		_ = st.conn.CloseResponse()
@@ -86,8 +95,9 @@ func (s *Supervisor) Exec(ctx context.Context, e Exec) (code int, err error) {
 		return 0, &NotStartedError{rpc.FromConnect(err)}
 	}
 	wg.Go(func() { st.control(ctx, cancel, e) })
-	code, err = st.receive(ctx, e, func() {
+	code, err = st.receive(ctx, e, func(started *bangerv1.ExecStarted) {
 		if e.Stdin != nil {
+			st.credit.begin(started.GetStdinWindow())
 			wg.Go(func() { st.input(e.Stdin) })
 		}
 	})
@@ -95,7 +105,7 @@ func (s *Supervisor) Exec(ctx context.Context, e Exec) (code int, err error) {
 }
 
 // receive copies output until the command has ended.
-func (s *stream) receive(ctx context.Context, e Exec, onStart func()) (int, error) {
+func (s *stream) receive(ctx context.Context, e Exec, onStart func(*bangerv1.ExecStarted)) (int, error) {
 	started := false
 	for {
 		resp, err := s.conn.Receive()
@@ -106,8 +116,10 @@ func (s *stream) receive(ctx context.Context, e Exec, onStart func()) (int, erro
 		case *bangerv1.ExecResponse_Started:
 			if !started {
 				started = true
-				onStart()
+				onStart(kind.Started)
 			}
+		case *bangerv1.ExecResponse_StdinConsumed:
+			s.credit.give(kind.StdinConsumed)
 		case *bangerv1.ExecResponse_Stdout:
 			_, err = e.Stdout.Write(kind.Stdout)
 		case *bangerv1.ExecResponse_Stderr:
@@ -136,11 +148,17 @@ func receiveError(ctx context.Context, err error, started bool) error {
 	return err
 }
 
-// input sends what r gives. Once the command has ended, nobody wants it and sending fails; that is no error.
+// input sends what r gives, no more at a time than there is credit for. Once the command has ended, nobody wants it and
+// sending fails; that is no error.
 func (s *stream) input(r io.Reader) {
 	buf := make([]byte, chunk)
 	for {
-		n, err := r.Read(buf)
+		room, ok := s.credit.wait(chunk)
+		if !ok {
+			return
+		}
+		n, err := r.Read(buf[:room])
+		s.credit.spend(n)
 		if n > 0 && s.send(&bangerv1.ExecRequest{Kind: &bangerv1.ExecRequest_Stdin{Stdin: buf[:n]}}) != nil {
 			return
 		}
@@ -151,8 +169,8 @@ func (s *stream) input(r io.Reader) {
 	}
 }
 
-// control sends sizes and signals. A signal that cannot be sent because the command does not read its input ends the
-// connection instead.
+// control sends sizes and signals. A supervisor that gives no credit for input holds a signal up while the command does
+// not read; one that cannot be sent ends the connection instead.
 func (s *stream) control(ctx context.Context, cancel context.CancelCauseFunc, e Exec) {
 	for {
 		select {

@@ -1,17 +1,5 @@
-// Package config reads the user's configuration: one TOML file in which every key is optional.
-//
-//	[defaults]                   what a new VM gets when its creator does not say
-//	image = "debian-bookworm"    image reference (banger image catalog)
-//	cpus = 2                     at most the host's number of CPUs when not set here
-//	memory = "1G"
-//	disk = "10G"                 virtual size of the VM's own disk
-//
-//	[mirror]
-//	debian = ""                  base URL of a Debian archive; empty: the one the host's own apt uses
-//
-//	[vmm]
-//	driver = "qemu"
-//	accelerator = "auto"         "auto", "kvm" or "tcg"
+// Package config reads and edits the user's configuration: one TOML file in which every key is optional. What the keys
+// are and mean stands in keys.go, from which Init writes a commented file.
 //
 // A key that does not exist is an error, because the alternative is a setting that silently does nothing.
 package config
@@ -23,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
@@ -34,6 +23,7 @@ import (
 // Config is the whole configuration, with every default filled in.
 type Config struct {
 	Defaults Defaults
+	Limits   Limits
 	Mirror   Mirror
 	VMM      VMM
 }
@@ -44,7 +34,20 @@ type Defaults struct {
 	CPUs   int
 	Memory uint64 // bytes
 	Disk   uint64 // bytes
+	// AutoStop is how long a VM may be unused until it is stopped; 0: for ever.
+	AutoStop time.Duration
 }
+
+// Limits of what the daemon keeps.
+type Limits struct {
+	Events int // the newest so many
+}
+
+// MostEvents is the largest Limits.Events; the least is LeastEvents.
+const (
+	LeastEvents = 100
+	MostEvents  = 1_000_000
+)
 
 // Mirror says where things are fetched from.
 type Mirror struct {
@@ -73,18 +76,23 @@ func Default() Config {
 			Memory: 1 << 30,
 			Disk:   10 << 30,
 		},
-		VMM: VMM{Driver: "qemu", Accelerator: AcceleratorAuto},
+		Limits: Limits{Events: 10_000},
+		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto},
 	}
 }
 
 // file is the shape of the TOML file. Sizes are text there; a nil pointer is a key that is not set.
 type file struct {
 	Defaults struct {
-		Image  *string `toml:"image"`
-		CPUs   *int    `toml:"cpus"`
-		Memory *string `toml:"memory"`
-		Disk   *string `toml:"disk"`
+		Image    *string `toml:"image"`
+		CPUs     *int    `toml:"cpus"`
+		Memory   *string `toml:"memory"`
+		Disk     *string `toml:"disk"`
+		AutoStop *string `toml:"auto_stop"`
 	} `toml:"defaults"`
+	Limits struct {
+		Events *int `toml:"events"`
+	} `toml:"limits"`
 	Mirror struct {
 		Debian *string `toml:"debian"`
 	} `toml:"mirror"`
@@ -92,12 +100,6 @@ type file struct {
 		Driver      *string `toml:"driver"`
 		Accelerator *string `toml:"accelerator"`
 	} `toml:"vmm"`
-}
-
-// known lists every table and key of file, for hints.
-var known = []string{
-	"defaults", "defaults.image", "defaults.cpus", "defaults.memory", "defaults.disk",
-	"mirror", "mirror.debian", "vmm", "vmm.driver", "vmm.accelerator",
 }
 
 // Load reads the file at path. A missing one gives the defaults. What is wrong in it is a fault of class Invalid that
@@ -135,6 +137,7 @@ func parse(path, text string) (Config, error) {
 func (c *Config) apply(path, text string, f *file) error {
 	set(&c.Defaults.Image, f.Defaults.Image)
 	set(&c.Defaults.CPUs, f.Defaults.CPUs)
+	set(&c.Limits.Events, f.Limits.Events)
 	set(&c.Mirror.Debian, f.Mirror.Debian)
 	set(&c.VMM.Driver, f.VMM.Driver)
 	set(&c.VMM.Accelerator, f.VMM.Accelerator)
@@ -146,6 +149,12 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if err := setSize(&c.Defaults.Disk, f.Defaults.Disk, vm.MinDisk); err != nil {
 		return refuse(err, "defaults", "disk")
+	}
+	if err := setDuration(&c.Defaults.AutoStop, f.Defaults.AutoStop); err != nil {
+		return refuse(err, "defaults", "auto_stop")
+	}
+	if n := c.Limits.Events; n < LeastEvents || n > MostEvents {
+		return refuse(fault.New(fault.Invalid, "%d is not between %d and %d", n, LeastEvents, MostEvents), "limits", "events")
 	}
 	if c.Defaults.CPUs < 1 {
 		return refuse(errors.New("a vm needs at least 1 cpu"), "defaults", "cpus")
@@ -177,20 +186,45 @@ func setSize(to *uint64, from *string, least uint64) error {
 	return err
 }
 
+func setDuration(to *time.Duration, from *string) error {
+	if from == nil {
+		return nil
+	}
+	d, err := time.ParseDuration(*from)
+	if err != nil || d < 0 {
+		return fault.New(fault.Invalid, "%q is not a duration such as 30m or 2h, or 0 for never", *from)
+	}
+	*to = d
+	return nil
+}
+
 func unknownKey(path, text string, key toml.Key) error {
 	f := fault.New(fault.Invalid, "%s line %d: unknown key %q", path, lineOf(text, key), key.String())
-	near := nearest.Of(key.String(), known)
-	if near == "" && len(key) > 1 { // right key, wrong table
-		for _, k := range known {
-			if _, name, _ := strings.Cut(k, "."); name == key[len(key)-1] {
-				near = k
-			}
-		}
-	}
-	if near != "" {
+	if near := nearestKey(key.String()); near != "" {
 		f.Message += ", did you mean " + near + "?"
 	}
 	return f.WithHint("${EDITOR:-vi} %s", path)
+}
+
+// nearestKey is the key or table that somebody most likely meant, or "".
+func nearestKey(word string) string {
+	var known []string
+	for _, k := range keys() {
+		if table, _, _ := strings.Cut(k.name, "."); !slices.Contains(known, table) {
+			known = append(known, table)
+		}
+		known = append(known, k.name)
+	}
+	if near := nearest.Of(word, known); near != "" {
+		return near
+	}
+	_, last, _ := strings.Cut(word, ".")
+	for _, k := range known { // right key, wrong table or none
+		if _, name, ok := strings.Cut(k, "."); ok && (name == last || name == word) {
+			return k
+		}
+	}
+	return ""
 }
 
 // lineOf is the number of the line on which key's value ends: the shortest prefix of the file that has the key. (The

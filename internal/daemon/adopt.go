@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -59,21 +58,21 @@ const (
 // decide is the whole of adoption: every combination of evidence has one outcome.
 //
 //	half made, or deleting     destroy
-//	created, stopped, failed
-//	  no supervisor            keep (lament when its directory is gone)
-//	  answers starting, ready  revive
-//	  answers stopping, exited keep: it is leaving
-//	  does not answer          kill
-//	starting, running
-//	  no supervisor            record the end
-//	  answers or not           watch
+//	created, stopped, failed, suspended
+//	  no supervisor                    keep (lament when its directory is gone)
+//	  answers starting, ready, paused  revive
+//	  answers stopping, exited         keep: it is leaving
+//	  does not answer                  kill
+//	starting, running, paused
+//	  no supervisor                    record the end
+//	  answers or not                   watch
 //	stopping
-//	  no supervisor            record the end
-//	  answers starting, ready  stop again
-//	  answers stopping, exited watch
-//	  does not answer          kill
+//	  no supervisor                    record the end
+//	  answers starting, ready, paused  stop again
+//	  answers stopping, exited         watch
+//	  does not answer                  kill
 func decide(e evidence) action {
-	working := e.phase == phaseStarting || e.phase == phaseReady
+	working := e.phase == phaseStarting || e.phase == phaseReady || e.phase == phasePaused
 	switch {
 	case !e.made || e.state == vm.Deleting:
 		return destroyIt
@@ -83,7 +82,7 @@ func decide(e evidence) action {
 		return lament
 	case !e.alive:
 		return keep
-	case e.state == vm.Starting || e.state == vm.Running:
+	case e.state == vm.Starting || e.state == vm.Running || e.state == vm.Paused:
 		return watchIt
 	case e.phase == "":
 		return killIt
@@ -97,46 +96,99 @@ func decide(e evidence) action {
 	return keep
 }
 
-// reconcile brings rows, directories and processes in line. All VMs at once, each within its own bound.
-func (f *fleet) reconcile(ctx context.Context) error {
+// reconcile brings rows, directories and processes in line. All VMs at once, each within its own bound. A daemon that
+// starts does it for every VM; later, VMs with which somebody does something at that moment are left alone.
+func (f *fleet) reconcile(ctx context.Context, atStart bool) error {
 	all, err := f.store.VMs(ctx)
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
 	var wg sync.WaitGroup
 	for _, v := range all {
-		known[string(v.ID)] = true
 		wg.Go(func() {
 			bounded, cancel := context.WithTimeout(ctx, adoptLimit)
 			defer cancel()
-			if err := f.reconcileOne(bounded, v); err != nil {
+			if err := f.reconcileOne(bounded, v.ID, atStart); err != nil && ctx.Err() == nil {
 				f.log.ErrorContext(ctx, "cannot adopt", "vm", v.ID, "state", v.State, "error", err)
 			}
 		})
 	}
 	wg.Wait()
+	return f.reportStrays(ctx)
+}
+
+// reportStrays logs, once for each, the directories that no row belongs to. Nothing is done about them: see fsck.
+func (f *fleet) reportStrays(ctx context.Context) error {
+	all, err := f.store.VMs(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, v := range all {
+		known[string(v.ID)] = true
+	}
+	strays := map[string]bool{}
 	for _, dir := range list(f.cfg.Paths.VMs()) {
-		if id := filepath.Base(dir); !known[id] && !strings.HasPrefix(id, ".") {
+		if id := name(dir); !known[id] && !strings.HasPrefix(id, ".") {
+			strays[dir] = true
+		}
+	}
+	f.mu.Lock()
+	before := f.reported
+	f.reported = strays
+	f.mu.Unlock()
+	for dir := range strays {
+		if !before[dir] {
 			f.log.WarnContext(ctx, "a vm directory without a row is left alone", "dir", dir)
 		}
 	}
 	return nil
 }
 
-func (f *fleet) reconcileOne(ctx context.Context, v store.VM) error {
-	unlock, err := f.locks.Lock(ctx, v.ID)
+func (f *fleet) reconcileOne(ctx context.Context, id vm.ID, atStart bool) error {
+	lock := f.locks.Lock
+	if !atStart {
+		lock = f.tryLock
+	}
+	unlock, err := lock(ctx, id)
 	if err != nil {
+		if !atStart {
+			return nil // somebody is at it
+		}
 		return err
 	}
 	defer unlock()
+	v, err := f.store.VM(ctx, id)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if atStart {
+		v = f.mend(ctx, v)
+	}
+	if err := f.settle(ctx, v); err != nil {
+		return err
+	}
+	return f.cfg.step(ctx, StepAdoptDone)
+}
+
+// settle finds out what there is of a VM and does what decide says. The caller holds the VM's lock.
+func (f *fleet) settle(ctx context.Context, v store.VM) error {
 	e, release, err := f.examine(ctx, v)
 	if err != nil {
 		return err
 	}
 	defer release()
+	if err := f.cfg.step(ctx, StepAdoptExamined); err != nil {
+		return err
+	}
 	todo := decide(e)
-	if todo != keep {
+	if todo == watchIt && f.runOf(v.ID) != nil {
+		return nil // as it should be
+	}
+	if todo != keep && todo != lament {
 		f.log.InfoContext(ctx, "adoption", "vm", v.ID, "state", v.State, "alive", e.alive, "phase", e.phase, "action", todo)
 	}
 	switch todo {
@@ -148,12 +200,12 @@ func (f *fleet) reconcileOne(ctx context.Context, v store.VM) error {
 		release()
 		return f.destroy(ctx, v.ID)
 	case watchIt:
-		f.adopt(v)
+		f.adopt(v).hearOut(ctx, e)
 	case revive:
-		if v, err = f.store.MoveToStarting(ctx, v.ID); err != nil {
+		if v, err = f.store.MoveToStarting(ctx, v.ID, false); err != nil {
 			return err
 		}
-		f.adopt(v)
+		f.adopt(v).hearOut(ctx, e)
 	case stopAgain:
 		r := f.adopt(v)
 		f.wg.Go(func() { // takes the guest's grace: clients are not made to wait for it
@@ -166,9 +218,24 @@ func (f *fleet) reconcileOne(ctx context.Context, v store.VM) error {
 	case recordEnd:
 		return f.recordEnd(ctx, v)
 	case lament:
-		return f.store.SetReason(ctx, v.ID, v.State, "its directory "+string(f.dir(v.ID))+" is gone")
+		if reason := "its directory " + string(f.dir(v.ID)) + " is gone"; v.Reason != reason {
+			return f.store.SetReason(ctx, v.ID, v.State, reason)
+		}
 	}
 	return nil
+}
+
+// hearOut waits until the watcher of a VM whose guest is ready has recorded that, so that nobody is told of a VM that
+// starts when it runs.
+func (r *run) hearOut(ctx context.Context, e evidence) {
+	if e.phase != phaseReady && e.phase != phasePaused {
+		return
+	}
+	select {
+	case <-r.settled:
+	case <-time.After(answerLimit):
+	case <-ctx.Done():
+	}
 }
 
 // examine collects the evidence. When no supervisor is alive its lock is held until release, so that none comes up.
@@ -219,12 +286,15 @@ func (f *fleet) recordEnd(ctx context.Context, v store.VM) error {
 	if err != nil {
 		return err
 	}
-	if v, err = f.store.MoveToEnded(ctx, v.ID, end); err != nil {
+	var ran time.Duration
+	if v.State != vm.Starting {
+		end.WasReady = true
+		ran = end.At.Sub(v.StartedAt)
+	}
+	if v, err = f.recordEnded(ctx, v.ID, end); err != nil {
 		return err
 	}
-	if v.Spec.Remove {
-		f.wg.Go(func() { f.removeEnded(v.ID, false) })
-	}
+	f.afterEnd(v, ran)
 	return nil
 }
 

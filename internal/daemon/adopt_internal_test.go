@@ -14,13 +14,15 @@ func TestDecide(t *testing.T) {
 		phase map[string]action // what a living supervisor answers
 	}
 	rows := []row{
-		{vm.Created, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phaseStopping: keep, phaseExited: keep}},
-		{vm.Stopped, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phaseStopping: keep, phaseExited: keep}},
-		{vm.Failed, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phaseStopping: keep, phaseExited: keep}},
-		{vm.Starting, recordEnd, map[string]action{silent: watchIt, phaseStarting: watchIt, phaseReady: watchIt, phaseStopping: watchIt, phaseExited: watchIt}},
-		{vm.Running, recordEnd, map[string]action{silent: watchIt, phaseStarting: watchIt, phaseReady: watchIt, phaseStopping: watchIt, phaseExited: watchIt}},
-		{vm.Stopping, recordEnd, map[string]action{silent: killIt, phaseStarting: stopAgain, phaseReady: stopAgain, phaseStopping: watchIt, phaseExited: watchIt}},
-		{vm.Deleting, destroyIt, map[string]action{silent: destroyIt, phaseStarting: destroyIt, phaseReady: destroyIt, phaseStopping: destroyIt, phaseExited: destroyIt}},
+		{vm.Created, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phasePaused: revive, phaseStopping: keep, phaseExited: keep}},
+		{vm.Stopped, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phasePaused: revive, phaseStopping: keep, phaseExited: keep}},
+		{vm.Failed, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phasePaused: revive, phaseStopping: keep, phaseExited: keep}},
+		{vm.Suspended, keep, map[string]action{silent: killIt, phaseStarting: revive, phaseReady: revive, phasePaused: revive, phaseStopping: keep, phaseExited: keep}},
+		{vm.Paused, recordEnd, map[string]action{silent: watchIt, phaseStarting: watchIt, phaseReady: watchIt, phasePaused: watchIt, phaseStopping: watchIt, phaseExited: watchIt}},
+		{vm.Starting, recordEnd, map[string]action{silent: watchIt, phaseStarting: watchIt, phaseReady: watchIt, phasePaused: watchIt, phaseStopping: watchIt, phaseExited: watchIt}},
+		{vm.Running, recordEnd, map[string]action{silent: watchIt, phaseStarting: watchIt, phaseReady: watchIt, phasePaused: watchIt, phaseStopping: watchIt, phaseExited: watchIt}},
+		{vm.Stopping, recordEnd, map[string]action{silent: killIt, phaseStarting: stopAgain, phaseReady: stopAgain, phasePaused: stopAgain, phaseStopping: watchIt, phaseExited: watchIt}},
+		{vm.Deleting, destroyIt, map[string]action{silent: destroyIt, phaseStarting: destroyIt, phaseReady: destroyIt, phasePaused: destroyIt, phaseStopping: destroyIt, phaseExited: destroyIt}},
 	}
 	for _, r := range rows {
 		if got := decide(evidence{state: r.state, made: true}); got != r.dead {

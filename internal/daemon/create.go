@@ -21,7 +21,6 @@ import (
 	"banger/internal/store"
 	"banger/internal/undo"
 	"banger/internal/vm"
-	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -54,8 +53,15 @@ func (s *vmService) order(ctx context.Context, req *bangerv1.CreateVMRequest) (o
 	o := order{start: req.GetStart(), named: in.GetName() != "", spec: vm.Spec{
 		Image: orElse(in.GetImage(), defaults.Image), Kernel: in.GetKernel(), CPUs: defaults.CPUs,
 		Memory: defaults.Memory, Disk: defaults.Disk, Remove: in.GetRemoveOnExit(), Env: slices.Clone(in.GetEnv()),
-		User: in.GetUser(), Workdir: in.GetWorkdir(), Labels: maps.Clone(in.GetLabels()),
+		User: in.GetUser(), Workdir: in.GetWorkdir(), Labels: maps.Clone(in.GetLabels()), Description: in.GetDescription(),
+		Restart: vm.RestartPolicy(in.GetRestart()), AutoStop: defaults.AutoStop,
 	}}
+	switch ms := in.GetAutoStopMs(); {
+	case ms < 0: // never, although the configuration says otherwise
+		o.spec.AutoStop = 0
+	case ms > 0:
+		o.spec.AutoStop = milliseconds(ms)
+	}
 	if n := in.GetCpus(); n > 0 {
 		o.spec.CPUs = int(min(n, math.MaxInt32))
 	}
@@ -77,15 +83,18 @@ func (s *vmService) order(ctx context.Context, req *bangerv1.CreateVMRequest) (o
 	return o, s.check(ctx, &o.spec)
 }
 
+// milliseconds is a duration of the wire. What is too long for a time.Duration is as long as one can be.
+func milliseconds(ms int64) time.Duration {
+	return time.Duration(min(ms, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
+}
+
 // check finds what would make the create fail later, before anything is fetched for it.
 func (s *vmService) check(ctx context.Context, spec *vm.Spec) error {
 	if err := spec.Validate(); err != nil {
 		return err
 	}
-	driver := s.cfg.Drivers[s.cfg.Settings.VMM.Driver]
-	if most := driver.Features().MaxCPUs; most > 0 && spec.CPUs > most {
-		return fault.New(fault.Invalid, "%d cpus are more than the %d that %s allows", spec.CPUs, most, driver.Name()).
-			WithHint("banger vm run --cpus %d", most)
+	if err := s.checkCPUs(s.cfg.Settings.VMM.Driver, spec.CPUs, "banger vm run --cpus %d"); err != nil {
+		return err
 	}
 	if err := s.images.check(ctx, spec.Image); err != nil {
 		return err
@@ -96,6 +105,18 @@ func (s *vmService) check(ctx context.Context, spec *vm.Spec) error {
 		}
 	}
 	return s.store.CheckName(ctx, spec.Name)
+}
+
+// checkCPUs refuses more CPUs than the driver allows. The hint is a format with one number.
+func (s *vmService) checkCPUs(driver string, cpus int, hint string) error {
+	d := s.cfg.Drivers[driver]
+	if d == nil { // of a VM that was made with another banger; a start says so
+		return nil
+	}
+	if most := d.Features().MaxCPUs; most > 0 && cpus > most {
+		return fault.New(fault.Invalid, "%d cpus are more than the %d that %s allows", cpus, most, d.Name()).WithHint(hint, most)
+	}
+	return nil
 }
 
 // generateName returns a name that no VM has.
@@ -136,7 +157,7 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 	}
 	if o.start {
 		report(progress.Update{Stage: "boot", Message: "starting " + string(v.Name())})
-		if err := s.fleet.start(ctx, v, nil); err != nil {
+		if err := s.fleet.start(ctx, v, false, nil); err != nil {
 			return "", withoutItsLog(err)
 		}
 	}
@@ -150,6 +171,9 @@ func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progr
 	for try := 1; ; try++ {
 		img, krn, err := s.resolve(ctx, &o.spec, report)
 		if err != nil {
+			return store.VM{}, err
+		}
+		if err := s.cfg.step(ctx, StepCreateFetched); err != nil {
 			return store.VM{}, err
 		}
 		spec := o.spec
@@ -204,30 +228,52 @@ func (s *vmService) kernelOf(ctx context.Context, spec *vm.Spec) (string, error)
 func (s *vmService) insert(ctx context.Context, v *store.VM, named bool) error {
 	s.createMu.Lock()
 	defer s.createMu.Unlock()
-	if !named { // somebody may have taken it since
-		if err := s.store.CheckName(ctx, v.Name()); fault.Is(err, fault.Exists) {
-			v.Spec.Name = s.generateName(ctx)
+	for try := 1; ; try++ {
+		if !named { // somebody may have taken it since
+			if err := s.store.CheckName(ctx, v.Name()); fault.Is(err, fault.Exists) {
+				v.Spec.Name = s.generateName(ctx)
+			}
+		}
+		err := s.store.InsertVM(ctx, *v)
+		if named || !fault.Is(err, fault.Exists) || try == 3 { // a rename does not take createMu
+			return err
 		}
 	}
-	return s.store.InsertVM(ctx, *v)
 }
 
 // build makes the VM's directory. Its record is the last to be written: a directory without one is half made.
 func (s *vmService) build(ctx context.Context, v store.VM) error {
+	if err := s.cfg.step(ctx, StepCreateRow); err != nil {
+		return err
+	}
 	dir := s.fleet.dir(v.ID)
-	if err := os.Mkdir(string(dir), 0o700); err != nil {
-		return err
+	for _, part := range []struct {
+		make func() error
+		step Step
+	}{
+		{func() error { return os.Mkdir(string(dir), 0o700) }, StepCreateDir},
+		{func() error {
+			return s.cfg.FormatDisk(ctx, s.cfg.Paths.Disks(), v.Spec.Disk, dir.Path(paths.VMDisk))
+		}, StepCreateDisk},
+		{func() error { return dir.WriteRecord(recordOf(v)) }, StepCreateRecord},
+		{func() error { return s.store.MarkMade(ctx, v.ID) }, StepCreateMade},
+	} {
+		if err := part.make(); err != nil {
+			return withClass(err)
+		}
+		if err := s.cfg.step(ctx, part.step); err != nil {
+			return err
+		}
 	}
-	if err := s.cfg.FormatDisk(ctx, s.cfg.Paths.Disks(), v.Spec.Disk, dir.Path(paths.VMDisk)); err != nil {
-		return err
+	return nil
+}
+
+// withClass gives an error of the file system its class. Faults have one.
+func withClass(err error) error {
+	if class := classOf(err); class != fault.ClassOf(err) && class != fault.Internal {
+		return fault.Wrap(class, err, "the host's file system").WithHint("banger doctor")
 	}
-	record := vmdir.Record{
-		ID: v.ID, Spec: v.Spec, MachineID: v.MachineID, ImageDigest: v.ImageDigest, KernelID: v.KernelDigest, CreatedAt: v.CreatedAt,
-	}
-	if err := dir.WriteRecord(record); err != nil {
-		return err
-	}
-	return s.store.MarkMade(ctx, v.ID)
+	return err
 }
 
 // withoutItsLog replaces a hint at the log of a VM that is not there any more.

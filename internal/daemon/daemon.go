@@ -2,8 +2,10 @@
 // and gone without loss at any moment. VMs do not depend on it: each has a supervisor of its own, and a new daemon
 // adopts those that run (adopt.go).
 //
-// It is split by resource. A service (vms.go, images.go, ops.go, status.go) is one Connect handler and holds no state;
-// behind them are the fleet (running VMs), two libraries (images and kernels), the operation registry and the store.
+// It is split by resource. A service (vms.go, images.go, ops.go, events.go, fsck.go, status.go) is one Connect handler and
+// holds no state; behind them are the fleet (running VMs), two libraries (images and kernels), the operation registry and
+// the store. What the daemon does by itself, again and again, is in guard.go: the fleet's reconciliation (adopt.go), its
+// idle policy (idle.go) and its restart policy (restart.go).
 //
 // Locks, in the order in which they may be taken:
 //
@@ -76,6 +78,10 @@ type Config struct {
 	SupervisorEnv     []string
 	// Ready hears that the daemon answers, or why it does not. May be nil.
 	Ready *Ready
+	// Times are for tests; zero values mean the usual ones.
+	Times Times
+	// Step is for tests: it is called at each named step, and its error is that step's. Nil in production.
+	Step func(context.Context, Step) error
 }
 
 // Daemon is one daemon. Run runs it once.
@@ -110,6 +116,7 @@ func New(cfg Config) (*Daemon, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.Times.fill()
 	d := &Daemon{cfg: cfg, log: cfg.Log.With("component", "daemon"), done: make(chan struct{})}
 	d.stopCtx, d.stop = context.WithCancelCause(context.Background())
 	return d, nil
@@ -140,12 +147,20 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 	if err := rotateLog(d.cfg.Paths.DaemonLog()); err != nil {
 		d.log.Warn("cannot rotate the log", "error", err)
 	}
-	db, err := store.Open(d.stopCtx, d.cfg.Paths.Database())
+	db, err := d.openStore(d.stopCtx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	return d.serve(newParts(d, db))
+	defer func() { err = errors.Join(err, d.closeStore(db)) }()
+	db.KeepEvents(d.cfg.Settings.Limits.Events)
+	if err := d.serve(newParts(d, db)); err != nil {
+		return err
+	}
+	// Somebody wanted it to end, or it had to: then a service manager should start it again.
+	if cause := context.Cause(d.stopCtx); !errors.Is(cause, errShutdown) {
+		return cause
+	}
+	return nil
 }
 
 // serve brings the host in line with the store, answers clients and, at the end, takes everything down in order:
@@ -153,9 +168,16 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 func (d *Daemon) serve(p *parts) error {
 	defer p.fleet.close()
 	p.sweep(d.stopCtx)
+	// VMs first: what their rows use is kept.
+	if err := p.fleet.rebuild(d.stopCtx); err != nil {
+		return err
+	}
 	p.images.adoptOrphans(d.stopCtx)
 	p.kernels.adoptOrphans(d.stopCtx)
-	if err := p.fleet.reconcile(d.stopCtx); err != nil {
+	if err := p.fleet.reconcile(d.stopCtx, true); err != nil {
+		return err
+	}
+	if err := p.fleet.comeBackAll(d.stopCtx); err != nil {
 		return err
 	}
 	if cause := context.Cause(d.stopCtx); cause != nil {
@@ -166,6 +188,7 @@ func (d *Daemon) serve(p *parts) error {
 		return err
 	}
 	defer d.log.Info("daemon has stopped")
+	p.loops()
 	d.log.Info("daemon is ready", "pid", os.Getpid(), "build", d.cfg.Build)
 	d.cfg.Ready.Report(nil)
 	return d.answer(p, ln)
@@ -242,6 +265,8 @@ func (p *parts) handler() http.Handler {
 	mux.Handle(bangerv1connect.NewVMServiceHandler(&vmService{
 		cfg: cfg, log: p.daemon.log, store: p.store, ops: p.ops, images: p.images, kernels: p.kernels, fleet: p.fleet,
 	}, options))
+	mux.Handle(bangerv1connect.NewEventServiceHandler(&eventService{store: p.store, stopping: p.daemon.stopCtx.Done()}, options))
+	mux.Handle(bangerv1connect.NewFsckServiceHandler(&fsckService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(&operationService{ops: p.ops}, options))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{lib: p.images, store: p.store, standard: cfg.Settings.Defaults.Image}, options))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{lib: p.kernels}, options))

@@ -199,9 +199,7 @@ func TestReadySaysWhyNot(t *testing.T) {
 	if err := os.MkdirAll(h.paths.Data, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(h.paths.Database(), []byte(strings.Repeat("not a database ", 100)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	h.edit("PRAGMA application_id = 7; CREATE TABLE x (y)")
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +216,7 @@ func TestReadySaysWhyNot(t *testing.T) {
 		t.Fatal(err)
 	}
 	var said struct{ Class, Message, Hint string }
-	if err := json.Unmarshal(line, &said); err != nil || said.Class != string(fault.Conflict) || !strings.Contains(said.Message, "damaged") || said.Hint == "" {
+	if err := json.Unmarshal(line, &said); err != nil || said.Class != string(fault.Conflict) || !strings.Contains(said.Message, "of another program") || said.Hint == "" {
 		t.Errorf("%s, %v", line, err)
 	}
 	if err := cmd.Wait(); err == nil {

@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
 	"banger/internal/proc"
@@ -48,6 +49,9 @@ const (
 	endsItself  = "FAKE=ends"  // the guest powers off soon after it became ready
 	mute        = "FAKE=mute"  // answers nothing at all
 	neverListen = "FAKE=stone" // takes the lock and does not listen
+	fallsOver   = "FAKE=falls" // the guest's kernel panics soon after it became ready
+	busy        = "FAKE=busy"  // a session is open
+	cannotGrow  = "FAKE=small" // GrowDisk fails
 )
 
 // fake is a supervisor without a VMM. It keeps the order at the end that the real one promises.
@@ -147,17 +151,29 @@ func (f *fake) live() vmdir.Exit {
 	}
 	f.update(func(s *bangerv1.SupervisorStatus) {
 		s.Phase, s.VmmPid, s.Accelerator, s.ReadyAtMs = "ready", 4242, "tcg", time.Now().UnixMilli()
+		if asks(f.launch, busy) {
+			s.OpenSessions, s.LastActivityMs = 1, time.Now().UnixMilli()
+		}
 	})
 	if asks(f.launch, endsItself) {
-		select {
-		case <-f.seen:
-		case <-time.After(10 * time.Second):
-		}
+		f.awaitWatcher()
 		return vmdir.Exit{Reason: "guest powered off"}
+	}
+	if asks(f.launch, fallsOver) {
+		f.awaitWatcher()
+		return vmdir.Exit{Reason: "guest kernel panic: boom"}
 	}
 	reason := <-f.stop
 	f.update(func(s *bangerv1.SupervisorStatus) { s.Phase = "stopping" })
 	return vmdir.Exit{Reason: reason, Expected: true}
+}
+
+// awaitWatcher waits until somebody was told that the guest is ready.
+func (f *fake) awaitWatcher() {
+	select {
+	case <-f.seen:
+	case <-time.After(10 * time.Second):
+	}
 }
 
 func (f *fake) update(change func(*bangerv1.SupervisorStatus)) {
@@ -174,8 +190,39 @@ func (f *fake) get() (*bangerv1.SupervisorStatus, chan struct{}) {
 	s := f.status
 	return &bangerv1.SupervisorStatus{
 		VmId: s.VmId, Phase: s.Phase, SupervisorPid: s.SupervisorPid, VmmPid: s.VmmPid, StartedAtMs: s.StartedAtMs,
-		Accelerator: s.Accelerator, ReadyAtMs: s.ReadyAtMs, Fault: s.Fault, Exit: s.Exit,
+		Accelerator: s.Accelerator, Fault: s.Fault, Exit: s.Exit, ReadyAtMs: s.ReadyAtMs, OpenSessions: s.OpenSessions,
+		LastActivityMs: s.LastActivityMs,
 	}, f.changed
+}
+
+func (f *fake) Pause(context.Context, *connect.Request[bangerv1.SupervisorPauseRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {
+	return f.phase("paused")
+}
+
+func (f *fake) Unpause(context.Context, *connect.Request[bangerv1.SupervisorUnpauseRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {
+	return f.phase("ready")
+}
+
+func (f *fake) phase(name string) (*connect.Response[bangerv1.SupervisorStatus], error) {
+	f.update(func(s *bangerv1.SupervisorStatus) { s.Phase = name })
+	s, _ := f.get()
+	return connect.NewResponse(s), nil
+}
+
+// GrowDisk leaves a file beside the disk that says how large the guest was told that it is.
+func (f *fake) GrowDisk(context.Context, *connect.Request[bangerv1.SupervisorGrowDiskRequest]) (*connect.Response[bangerv1.SupervisorGrowDiskResponse], error) {
+	if asks(f.launch, cannotGrow) {
+		return nil, fault.New(fault.Unavailable, "the guest does not answer")
+	}
+	disk := f.launch.Machine.Disks[1].Path
+	info, err := os.Stat(disk)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(disk+".told", fmt.Append(nil, info.Size()), 0o600); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&bangerv1.SupervisorGrowDiskResponse{DiskBytes: uint64(info.Size())}), nil
 }
 
 func (f *fake) Status(context.Context, *connect.Request[bangerv1.SupervisorStatusRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"banger/internal/atomicfile"
 	"banger/internal/fault"
 	"banger/internal/keylock"
+	"banger/internal/paths"
 	"banger/internal/proc"
 	"banger/internal/store"
 	"banger/internal/vm"
@@ -24,7 +26,12 @@ const (
 	stopSlack    = 25 * time.Second // on top of the grace: the supervisor's own ladder below the guest
 	killLimit    = 15 * time.Second // for a killed VM to be gone
 	removeLimit  = 60 * time.Second // for a removal that has begun, whoever waits for it
+	pauseLimit   = 15 * time.Second // for a guest's CPUs to stop or to go on
+	growLimit    = time.Minute      // for a guest to grow its file system
 )
+
+// restartsAtOnce is how many VMs are started by their restart policies at the same time.
+const restartsAtOnce = 3
 
 // fleet runs VMs: it starts, watches and ends their supervisors and records in the store what becomes of them. One
 // watcher for each live VM (watch.go) is the only one that records the end of a run.
@@ -42,13 +49,20 @@ type fleet struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // every goroutine of the fleet
 
-	mu   sync.Mutex // guards the field below
-	runs map[vm.ID]*run
+	starts chan struct{} // as many restarts may go on at once
+
+	mu        sync.Mutex // guards the fields below
+	runs      map[vm.ID]*run
+	comebacks map[vm.ID]*comeback
+	reported  map[string]bool // directories without a row that were logged
 }
 
 // newFleet returns a fleet without VMs. released is called when a VM is gone for good.
 func newFleet(cfg Config, log *slog.Logger, db *store.Store, stopping <-chan struct{}, released func(context.Context, store.VM)) *fleet {
-	f := &fleet{cfg: cfg, log: log, store: db, stopping: stopping, released: released, runs: make(map[vm.ID]*run)}
+	f := &fleet{
+		cfg: cfg, log: log, store: db, stopping: stopping, released: released, starts: make(chan struct{}, restartsAtOnce),
+		runs: make(map[vm.ID]*run), comebacks: make(map[vm.ID]*comeback), reported: make(map[string]bool),
+	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -89,46 +103,84 @@ func (f *fleet) lock(ctx context.Context, id vm.ID, interrupt func(*run) bool) (
 	}
 }
 
+// tryLock takes the lock of a VM if nobody has it.
+func (f *fleet) tryLock(ctx context.Context, id vm.ID) (unlock func(), err error) {
+	try, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	return f.locks.Lock(try, id)
+}
+
 // Kinds of interrupt.
 func patient(*run) bool  { return false }
 func noBoot(r *run) bool { return !r.isReady() }
 func atOnce(*run) bool   { return true }
 
-// start starts a VM that does not run and returns when its guest is ready. The caller holds the VM's lock. When the
-// guest does not become ready nothing of it runs any more and the VM is failed; when ctx ends first, it is stopped.
-// When leave is closed first the start goes on by itself.
-func (f *fleet) start(ctx context.Context, v store.VM, leave <-chan struct{}) error {
+// start starts a VM that does not run, by hand or again by its restart policy, and returns when its guest is ready. The
+// caller holds the VM's lock. When the guest does not become ready nothing of it runs any more and the VM is failed;
+// when ctx ends first, it is stopped. When leave is closed first the start goes on by itself.
+func (f *fleet) start(ctx context.Context, v store.VM, again bool, leave <-chan struct{}) error {
 	launch, err := f.launch(v)
 	if err != nil {
 		return fault.Context(err, "start vm %s", v.Name())
 	}
-	if _, err := f.store.MoveToStarting(ctx, v.ID); err != nil {
+	if !again {
+		f.forget(v.ID)
+	}
+	if _, err := f.store.MoveToStarting(ctx, v.ID, again); err != nil {
 		return err
 	}
-	r, err := f.spawn(launch)
+	r, err := f.spawn(ctx, launch)
 	if err != nil {
 		end := store.Ended{Failed: true, Reason: err.Error(), At: time.Now()}
-		if _, moveErr := f.store.MoveToEnded(context.WithoutCancel(ctx), v.ID, end); moveErr != nil {
+		if _, moveErr := f.recordEnded(context.WithoutCancel(ctx), v.ID, end); moveErr != nil {
 			f.log.ErrorContext(ctx, "cannot record the end of a vm", "vm", v.ID, "error", moveErr)
 		}
 		return fault.Context(err, "start vm %s", v.Name())
 	}
-	return f.await(ctx, r, leave)
+	if err := f.cfg.step(ctx, StepStartSpawned); err != nil {
+		f.takeBack(ctx, r)
+		return err
+	}
+	if err := f.await(ctx, r, leave); err != nil {
+		return err
+	}
+	if err := f.cfg.step(ctx, StepStartReady); err != nil {
+		f.takeBack(ctx, r)
+		return err
+	}
+	return nil
+}
+
+// takeBack ends a run that nobody wants after all.
+func (f *fleet) takeBack(ctx context.Context, r *run) {
+	ctx = context.WithoutCancel(ctx)
+	if err := f.store.SetWanted(ctx, r.id, false); err != nil {
+		f.log.ErrorContext(ctx, "cannot note that a vm stays down", "vm", r.id, "error", err)
+	}
+	if err := f.halt(ctx, r, true, 0); err != nil {
+		f.log.ErrorContext(ctx, "cannot take back a start", "vm", r.id, "error", err)
+	}
 }
 
 // spawn starts the supervisor and its watcher.
-func (f *fleet) spawn(launch vmdir.Launch) (*run, error) {
+func (f *fleet) spawn(ctx context.Context, launch vmdir.Launch) (*run, error) {
+	if err := f.cfg.step(ctx, StepStartRow); err != nil {
+		return nil, err
+	}
 	dir := f.dir(launch.VMID)
 	if err := dir.RemoveExit(); err != nil {
 		return nil, err
 	}
 	if err := dir.WriteLaunch(launch); err != nil {
-		return nil, err
+		return nil, fault.Wrap(classOf(err), err, "write %s", paths.VMSupervisorSpec)
+	}
+	if err := f.cfg.step(ctx, StepStartLaunch); err != nil {
+		return nil, errors.Join(err, removeFile(dir.Path(paths.VMSupervisorSpec)))
 	}
 	argv := append(slices.Clone(f.cfg.SupervisorCommand), "--dir", string(dir))
 	id, ended, err := proc.Spawn(argv, f.cfg.SupervisorEnv, supervisorLog(dir))
 	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "start supervisor")
+		return nil, errors.Join(fault.Wrap(fault.Unavailable, err, "start supervisor"), removeFile(dir.Path(paths.VMSupervisorSpec)))
 	}
 	r := f.newRun(launch.VMID)
 	r.spawned, r.ended = id, ended
@@ -144,11 +196,8 @@ func (f *fleet) await(ctx context.Context, r *run, leave <-chan struct{}) error 
 		return fault.New(fault.Unavailable, "the daemon is stopping; the vm goes on starting").WithHint("banger vm list")
 	case <-ctx.Done():
 	}
-	cause := context.Cause(ctx)
-	if err := f.halt(context.WithoutCancel(ctx), r, true, 0); err != nil {
-		f.log.ErrorContext(ctx, "cannot take back a start", "vm", r.id, "error", err)
-	}
-	return cause
+	f.takeBack(ctx, r)
+	return context.Cause(ctx)
 }
 
 // halt ends a run, by the stop ladder or with kill at once, and returns when its end is recorded. A supervisor that does
@@ -160,7 +209,7 @@ func (f *fleet) halt(ctx context.Context, r *run, kill bool, grace time.Duration
 	}
 	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	err := r.supervisor.stop(bounded, kill, grace)
+	err := r.order(bounded, kill, grace)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -179,6 +228,22 @@ func (f *fleet) halt(ctx context.Context, r *run, kill bool, grace time.Duration
 	case <-timer.C:
 		return fault.New(fault.Timeout, "vm %s does not end, even when killed", r.id)
 	}
+}
+
+// order tells the supervisor to end its VM and waits until it has. One that does not listen yet, or not any more, is
+// given a moment.
+func (r *run) order(ctx context.Context, kill bool, grace time.Duration) (err error) {
+	for pause := firstPause; pause < lastPause; pause *= 2 {
+		if err = r.supervisor.stop(ctx, kill, grace); err == nil || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-r.gone:
+			return nil
+		case <-time.After(pause):
+		}
+	}
+	return err
 }
 
 // murder kills the processes of a run. The watcher finds out.
@@ -209,19 +274,43 @@ func (f *fleet) stop(ctx context.Context, id vm.ID, kill bool, grace time.Durati
 	}
 	defer unlock()
 	v, err := f.store.VM(ctx, id)
-	if err != nil || !v.State.Live() {
+	if err != nil {
 		return v, err
+	}
+	return f.stopLocked(ctx, v, kill, grace)
+}
+
+// stopLocked is stop for who holds the VM's lock. Its restart policy leaves the VM alone from now on.
+func (f *fleet) stopLocked(ctx context.Context, v store.VM, kill bool, grace time.Duration) (store.VM, error) {
+	f.forget(v.ID)
+	if !v.State.Live() {
+		if v.Wanted {
+			if err := f.store.SetWanted(ctx, v.ID, false); err != nil {
+				return v, err
+			}
+		}
+		return v, nil
 	}
 	if v.State != vm.Stopping {
 		// It may end by itself at this moment; then there is nothing left to do.
-		if _, err := f.store.MoveToStopping(ctx, id); err != nil && !fault.Is(err, fault.Conflict) {
+		if _, err := f.store.MoveToStopping(ctx, v.ID, true); err != nil && !fault.Is(err, fault.Conflict) {
 			return store.VM{}, err
 		}
+	}
+	if err := f.cfg.step(ctx, StepStopRow); err != nil {
+		return store.VM{}, err
 	}
 	if err := f.halt(ctx, f.adopt(v), kill, grace); err != nil {
 		return store.VM{}, err
 	}
-	return f.store.VM(ctx, id)
+	if err := f.cfg.step(ctx, StepStopEnded); err != nil {
+		return store.VM{}, err
+	}
+	// It may have ended by itself before the order was written down.
+	if err := f.store.SetWanted(ctx, v.ID, false); err != nil {
+		return store.VM{}, err
+	}
+	return f.store.VM(ctx, v.ID)
 }
 
 // remove removes a VM for good. One that runs is killed first with force, else refused. A VM that somebody else has
@@ -271,6 +360,10 @@ func (f *fleet) destroy(ctx context.Context, id vm.ID) error {
 	if err != nil {
 		return err
 	}
+	f.forget(id)
+	if err := f.cfg.step(ctx, StepRemoveRow); err != nil {
+		return err
+	}
 	dir := f.dir(id)
 	release, alive, err := claim(dir)
 	if err != nil {
@@ -282,16 +375,30 @@ func (f *fleet) destroy(ctx context.Context, id vm.ID) error {
 			return err
 		}
 	}
-	if err := os.RemoveAll(f.cfg.Paths.VMRun(string(id))); err != nil {
-		return fault.Wrap(fault.Internal, err, "remove run directory")
+	if err := f.cfg.step(ctx, StepRemoveEnded); err != nil {
+		return err
 	}
-	if err := atomicfile.RemoveDir(string(dir)); err != nil {
-		return fault.Wrap(fault.Internal, err, "remove vm directory")
-	}
-	if err := f.store.DeleteVM(ctx, id); err != nil {
+	if err := f.erase(ctx, v); err != nil {
 		return err
 	}
 	f.log.InfoContext(ctx, "vm removed", "vm", id, "name", v.Name())
 	f.released(ctx, v)
 	return nil
+}
+
+// erase removes what is left of a VM whose processes are gone.
+func (f *fleet) erase(ctx context.Context, v store.VM) error {
+	if err := os.RemoveAll(f.cfg.Paths.VMRun(string(v.ID))); err != nil {
+		return fault.Wrap(classOf(err), err, "remove run directory")
+	}
+	if err := f.cfg.step(ctx, StepRemoveRun); err != nil {
+		return err
+	}
+	if err := atomicfile.RemoveDir(string(f.dir(v.ID))); err != nil {
+		return fault.Wrap(classOf(err), err, "remove vm directory")
+	}
+	if err := f.cfg.step(ctx, StepRemoveDir); err != nil {
+		return err
+	}
+	return f.store.DeleteVM(ctx, v.ID)
 }

@@ -44,6 +44,8 @@ type clients struct {
 	imgs    bangerv1connect.ImageServiceClient
 	kernls  bangerv1connect.KernelServiceClient
 	daemons bangerv1connect.DaemonServiceClient
+	events  bangerv1connect.EventServiceClient
+	fscks   bangerv1connect.FsckServiceClient
 }
 
 func dial(p paths.Paths) clients {
@@ -55,6 +57,8 @@ func dial(p paths.Paths) clients {
 		imgs:    bangerv1connect.NewImageServiceClient(h, rpc.BaseURL, faults),
 		kernls:  bangerv1connect.NewKernelServiceClient(h, rpc.BaseURL, faults),
 		daemons: bangerv1connect.NewDaemonServiceClient(h, rpc.BaseURL, faults),
+		events:  bangerv1connect.NewEventServiceClient(h, rpc.BaseURL, faults),
+		fscks:   bangerv1connect.NewFsckServiceClient(h, rpc.BaseURL, faults),
 	}
 }
 
@@ -98,8 +102,10 @@ func newSerialHost(t *testing.T) *host {
 	h.clients = dial(h.paths)
 	t.Cleanup(func() {
 		h.http.CloseIdleConnections()
-		for _, id := range h.ls(h.paths.VMs()) {
-			h.killSupervisor(id)
+		for _, pids := range daemontest.Supervisors(h.paths) { // not by their records: those may be gone
+			for _, pid := range pids {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
 		}
 	})
 	return h
@@ -166,7 +172,7 @@ func runDaemon(root string) int {
 	}
 	d, err := daemon.New(func() daemon.Config {
 		cfg := fakeConfig(paths.Under(root), images, daemontest.Kernels("linux"))
-		cfg.Ready = daemon.ReadyFromEnv()
+		cfg.Ready, cfg.Step = daemon.ReadyFromEnv(), daemontest.StepFromEnv()
 		return cfg
 	}())
 	if err != nil {
@@ -322,4 +328,93 @@ func (h *host) killSupervisor(id string) {
 			h.t.Error(err)
 		}
 	}
+}
+
+// list lists every VM.
+func (h *host) list() ([]*bangerv1.VM, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	resp, err := h.vms.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg.GetVms(), nil
+}
+
+// inOrder checks that rows, directories, processes and sockets belong together.
+func (h *host) inOrder() {
+	h.t.Helper()
+	for _, wrong := range daemontest.Settle(h.paths, 10*time.Second, h.list) {
+		h.t.Error(wrong)
+	}
+}
+
+// stop stops a VM.
+func (h *host) stop(ref string) (*bangerv1.VM, error) {
+	resp, err := h.vms.Stop(h.t.Context(), connect.NewRequest(&bangerv1.StopVMRequest{Ref: ref}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+// set changes settings of a VM.
+func (h *host) set(req *bangerv1.SetVMRequest) (*bangerv1.VM, error) {
+	resp, err := h.vms.Set(h.t.Context(), connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+func (h *host) rename(ref, name string) (*bangerv1.VM, error) {
+	resp, err := h.vms.Rename(h.t.Context(), connect.NewRequest(&bangerv1.RenameVMRequest{Ref: ref, Name: name}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+func (h *host) reset(ref string, force bool) (*bangerv1.VM, error) {
+	resp, err := h.vms.Reset(h.t.Context(), connect.NewRequest(&bangerv1.ResetVMRequest{Ref: ref, Force: force}))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
+}
+
+// fsck returns the findings as "kind object", with " mended" behind those that were repaired.
+func (h *host) fsck(repair bool) []string {
+	h.t.Helper()
+	resp, err := h.fscks.Check(h.t.Context(), connect.NewRequest(&bangerv1.FsckRequest{Repair: repair}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var found []string
+	for _, f := range resp.Msg.GetFindings() {
+		text := f.GetKind() + " " + filepath.Base(f.GetObject())
+		if f.GetRepaired() {
+			text += " mended"
+		}
+		found = append(found, text)
+	}
+	return found
+}
+
+// kinds returns the events of a VM as "kind: message".
+func (h *host) kinds(ref string) []string {
+	h.t.Helper()
+	resp, err := h.events.List(h.t.Context(), connect.NewRequest(&bangerv1.ListEventsRequest{Ref: ref}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var all []string
+	for _, e := range resp.Msg.GetEvents() {
+		text := e.GetKind()
+		if e.GetMessage() != "" {
+			text += ": " + e.GetMessage()
+		}
+		all = append(all, text)
+	}
+	return all
 }

@@ -128,3 +128,14 @@ func used(path string) uint64 {
 	}
 	return total
 }
+
+// classOf is the class of what the host's file system says.
+func classOf(err error) fault.Class {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.Exhausted
+	case errors.Is(err, unix.EROFS), errors.Is(err, fs.ErrPermission):
+		return fault.Denied
+	}
+	return fault.ClassOf(err)
+}

@@ -67,6 +67,7 @@ func (f *fleet) launch(v store.VM) (vmdir.Launch, error) {
 			Network: net.Guest,
 			Env:     slices.Concat(img.Env, v.Spec.Env), // the last of two settings counts
 			User:    orElse(v.Spec.User, img.User), Workdir: orElse(v.Spec.Workdir, img.Workdir),
+			ResetRoot: v.ResetToken,
 		},
 	}, nil
 }

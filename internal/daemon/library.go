@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -191,6 +192,7 @@ func (l *library) collectLocked(ctx context.Context, digest string) {
 // adoptOrphans gives directories that have no row (the database was lost, or a daemon was killed between the two steps
 // of publish) their name back, or removes them when the name has another one and no VM uses them.
 func (l *library) adoptOrphans(ctx context.Context) {
+	var all []Artifact
 	for _, dir := range list(l.root) {
 		if strings.HasPrefix(filepath.Base(dir), ".") {
 			continue
@@ -200,17 +202,26 @@ func (l *library) adoptOrphans(ctx context.Context) {
 			l.shelf.log.WarnContext(ctx, "not usable", "kind", l.kind, "dir", dir, "error", err)
 			continue
 		}
-		_, err = l.shelf.store.Artifact(ctx, l.kind, a.Name)
-		switch {
-		case err == nil:
-			l.collect(ctx, a.Digest)
-		case fault.Is(err, fault.NotFound):
-			row := store.Artifact{Kind: l.kind, Name: a.Name, Digest: a.Digest, CreatedAt: a.Created}
-			if err := l.shelf.store.PutArtifact(ctx, row); err != nil {
-				l.shelf.log.WarnContext(ctx, "cannot adopt", "kind", l.kind, "name", a.Name, "error", err)
-			}
+		all = append(all, a)
+	}
+	slices.SortFunc(all, func(a, b Artifact) int { return b.Created.Compare(a.Created) }) // the newest gets the name
+	for _, a := range all {
+		if err := l.adopt(ctx, a); err != nil {
+			l.shelf.log.WarnContext(ctx, "cannot adopt", "kind", l.kind, "name", a.Name, "error", err)
 		}
 	}
+}
+
+// adopt gives one directory its name back, or removes it when the name has another one and no VM uses it.
+func (l *library) adopt(ctx context.Context, a Artifact) error {
+	_, err := l.shelf.store.Artifact(ctx, l.kind, a.Name)
+	switch {
+	case err == nil:
+		l.collect(ctx, a.Digest)
+	case fault.Is(err, fault.NotFound):
+		return l.shelf.store.PutArtifact(ctx, store.Artifact{Kind: l.kind, Name: a.Name, Digest: a.Digest, CreatedAt: a.Created})
+	}
+	return nil
 }
 
 // present is the set of names that are here.

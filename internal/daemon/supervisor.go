@@ -63,3 +63,19 @@ func (s *supervisor) stop(ctx context.Context, kill bool, grace time.Duration) e
 	_, err := s.client.Stop(ctx, connect.NewRequest(&bangerv1.SupervisorStopRequest{Kill: kill, GraceMs: grace.Milliseconds()}))
 	return err
 }
+
+// pause stops the guest's CPUs, or lets them go on.
+func (s *supervisor) pause(ctx context.Context, on bool) error {
+	if on {
+		_, err := s.client.Pause(ctx, connect.NewRequest(&bangerv1.SupervisorPauseRequest{}))
+		return err
+	}
+	_, err := s.client.Unpause(ctx, connect.NewRequest(&bangerv1.SupervisorUnpauseRequest{}))
+	return err
+}
+
+// growDisk tells VMM and guest that the disk's file has grown.
+func (s *supervisor) growDisk(ctx context.Context) error {
+	_, err := s.client.GrowDisk(ctx, connect.NewRequest(&bangerv1.SupervisorGrowDiskRequest{}))
+	return err
+}

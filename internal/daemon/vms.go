@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,13 +17,18 @@ import (
 	"banger/internal/store"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // maxGrace bounds what a caller of Stop may ask for.
 const maxGrace = 10 * time.Minute
 
+// showLimit is how long Get waits for a supervisor to say when its VM was used last.
+const showLimit = 300 * time.Millisecond
+
 // vmService is the wire's VMService. Create is in create.go.
 type vmService struct {
+	bangerv1connect.UnimplementedVMServiceHandler
 	cfg     Config
 	log     *slog.Logger
 	store   *store.Store
@@ -48,30 +54,40 @@ func (s *vmService) Start(ctx context.Context, req *connect.Request[bangerv1.Sta
 	if v, err = s.store.VM(ctx, v.ID); err != nil {
 		return nil, err
 	}
-	switch r := s.fleet.runOf(v.ID); {
-	case v.State == vm.Running:
-		return connect.NewResponse(s.proto(v)), nil
-	case v.State == vm.Starting && r != nil: // begun before this daemon was there
-		err = s.fleet.await(ctx, r, s.fleet.stopping)
-	default:
-		err = s.fleet.start(ctx, v, s.fleet.stopping)
-	}
-	if err != nil {
+	if err := s.startLocked(ctx, v); err != nil {
 		return nil, err
 	}
 	return s.answer(ctx, v.ID)
 }
 
+// startLocked starts a VM whose lock the caller holds, unless it runs.
+func (s *vmService) startLocked(ctx context.Context, v store.VM) error {
+	switch r := s.fleet.runOf(v.ID); {
+	case v.State == vm.Running:
+		return nil
+	case v.State == vm.Starting && r != nil: // begun before this daemon was there
+		return s.fleet.await(ctx, r, s.fleet.stopping)
+	}
+	return s.fleet.start(ctx, v, false, s.fleet.stopping)
+}
+
 // Stop implements the RPC. A VM that does not run is left as it is.
 func (s *vmService) Stop(ctx context.Context, req *connect.Request[bangerv1.StopVMRequest]) (*connect.Response[bangerv1.VM], error) {
-	grace := time.Duration(req.Msg.GetGraceMs()) * time.Millisecond
-	switch {
-	case req.Msg.GetGraceMs() < 0 || req.Msg.GetGraceMs() > maxGrace.Milliseconds():
-		return nil, fault.New(fault.Invalid, "a grace of %d ms is not between 0 and %d", req.Msg.GetGraceMs(), maxGrace.Milliseconds())
-	case grace == 0:
-		grace = defaultGrace
+	grace, err := graceOf(req.Msg.GetGraceMs())
+	if err != nil {
+		return nil, err
 	}
 	return s.end(ctx, req.Msg.GetRef(), false, grace)
+}
+
+func graceOf(ms int64) (time.Duration, error) {
+	switch {
+	case ms < 0 || ms > maxGrace.Milliseconds():
+		return 0, fault.New(fault.Invalid, "a grace of %d ms is not between 0 and %d", ms, maxGrace.Milliseconds())
+	case ms == 0:
+		return defaultGrace, nil
+	}
+	return milliseconds(ms), nil
 }
 
 // Kill implements the RPC. A VM that does not run is left as it is.
@@ -107,22 +123,50 @@ func (s *vmService) Remove(ctx context.Context, req *connect.Request[bangerv1.Re
 
 // List implements the RPC.
 func (s *vmService) List(ctx context.Context, req *connect.Request[bangerv1.ListVMsRequest]) (*connect.Response[bangerv1.ListVMsResponse], error) {
+	states, err := parseStates(req.Msg.GetStates())
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.store.VMs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(v store.VM) bool {
+		return len(states) > 0 && !slices.Contains(states, v.State) ||
+			!hasLabels(v.Spec.Labels, req.Msg.GetLabels()) || !usesImage(v, req.Msg.GetImages())
+	})
+	return connect.NewResponse(&bangerv1.ListVMsResponse{Vms: convert(all, s.proto)}), nil
+}
+
+func parseStates(texts []string) ([]vm.State, error) {
 	var states []vm.State
-	for _, text := range req.Msg.GetStates() {
+	for _, text := range texts {
 		state, err := vm.ParseState(text)
 		if err != nil {
 			return nil, err
 		}
 		states = append(states, state)
 	}
-	all, err := s.store.VMs(ctx)
-	if err != nil {
-		return nil, err
+	return states, nil
+}
+
+// hasLabels reports whether all of wanted, each KEY or KEY=VALUE, fit.
+func hasLabels(labels map[string]string, wanted []string) bool {
+	for _, w := range wanted {
+		key, value, valued := strings.Cut(w, "=")
+		if have, ok := labels[key]; !ok || valued && have != value {
+			return false
+		}
 	}
-	if len(states) > 0 {
-		all = slices.DeleteFunc(all, func(v store.VM) bool { return !slices.Contains(states, v.State) })
-	}
-	return connect.NewResponse(&bangerv1.ListVMsResponse{Vms: convert(all, s.proto)}), nil
+	return true
+}
+
+// usesImage reports whether the VM was made of one of the images, each a name or (the beginning of) a digest. None fits
+// every VM.
+func usesImage(v store.VM, images []string) bool {
+	return len(images) == 0 || slices.ContainsFunc(images, func(image string) bool {
+		return image == v.Spec.Image || strings.HasPrefix(image, "sha256:") && strings.HasPrefix(v.ImageDigest, image)
+	})
 }
 
 // Get implements the RPC.
@@ -130,6 +174,11 @@ func (s *vmService) Get(ctx context.Context, req *connect.Request[bangerv1.GetVM
 	v, err := s.store.FindVM(ctx, req.Msg.GetRef())
 	if err != nil {
 		return nil, err
+	}
+	if r := s.fleet.runOf(v.ID); r != nil && r.isReady() { // the list has what was heard last
+		if status, err := ask(ctx, r.supervisor, showLimit); err == nil {
+			r.note(status)
+		}
 	}
 	return connect.NewResponse(s.proto(v)), nil
 }
@@ -163,12 +212,21 @@ func (s *vmService) proto(v store.VM) *bangerv1.VM {
 		Spec: &bangerv1.VMSpec{
 			Name: string(v.Name()), Image: v.Spec.Image, Kernel: v.Spec.Kernel, Cpus: uint32(v.Spec.CPUs),
 			MemoryBytes: v.Spec.Memory, DiskBytes: v.Spec.Disk, RemoveOnExit: v.Spec.Remove, Env: v.Spec.Env,
-			User: v.Spec.User, Workdir: v.Spec.Workdir, Labels: v.Spec.Labels,
+			User: v.Spec.User, Workdir: v.Spec.Workdir, Labels: v.Spec.Labels, Description: v.Spec.Description,
+			Restart: string(v.Spec.Restart), AutoStopMs: v.Spec.AutoStop.Milliseconds(),
 		},
 		CreatedAtMs: millis(v.CreatedAt), StartedAtMs: millis(v.StartedAt), StoppedAtMs: millis(v.StoppedAt),
 		VmmPid: int32(v.VMMPID), SupervisorPid: int32(v.SupervisorPID), Vmm: v.Driver, Accelerator: v.Accelerator,
 		ImageDigest: v.ImageDigest, KernelVersion: v.KernelVersion, DiskUsedBytes: used(dir.Path(paths.VMDisk)),
 		Dir: string(dir), ExitCode: int32(v.ExitCode),
+		LastActiveMs: millis(v.ActiveAt), Restarts: int32(v.Restarts), Pending: v.Pending,
+	}
+	if r := s.fleet.runOf(v.ID); r != nil {
+		u := r.used()
+		out.OpenSessions = u.sessions
+		if u.last.After(v.ActiveAt) {
+			out.LastActiveMs = millis(u.last)
+		}
 	}
 	if v.State.Live() {
 		out.Address = netstack.Address()

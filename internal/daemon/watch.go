@@ -33,9 +33,13 @@ const (
 const (
 	phaseStarting = "starting"
 	phaseReady    = "ready"
+	phasePaused   = "paused"
 	phaseStopping = "stopping"
 	phaseExited   = "exited"
 )
+
+// hostRestarted is why a VM ended that ran when the host went down.
+const hostRestarted = "the host was restarted"
 
 // run is one run of one VM, from the spawn or the adoption of its supervisor until its end is recorded.
 type run struct {
@@ -48,10 +52,15 @@ type run struct {
 	settled    chan struct{}   // closed when the guest is ready, or with gone
 	gone       chan struct{}   // closed when the end is recorded
 
-	mu     sync.Mutex // guards the fields below
-	ready  bool
-	killed bool  // by this daemon, because its supervisor did not end it
-	fault  error // why the guest did not become ready
+	paused bool // of the watcher: the last phase that it recorded
+
+	mu      sync.Mutex // guards the fields below
+	ready   bool
+	since   time.Time // when this daemon saw it ready first
+	resumed time.Time // when it was unpaused last
+	use     use
+	killed  bool  // by this daemon, because its supervisor did not end it
+	fault   error // why the guest did not become ready
 }
 
 func (r *run) isReady() bool {
@@ -90,10 +99,11 @@ func (f *fleet) newRun(id vm.ID) *run {
 // adopt returns the run of a VM that the row says is live, and watches it from now on if nobody does yet.
 func (f *fleet) adopt(v store.VM) *run {
 	r := f.newRun(v.ID)
-	if v.State == vm.Running || v.State == vm.Stopping { // its guest was ready, whatever its supervisor is able to say
-		r.ready = true
+	if v.State == vm.Running || v.State == vm.Paused || v.State == vm.Stopping { // its guest was ready, whatever its supervisor is able to say
+		r.ready, r.since = true, v.StartedAt
 		close(r.settled)
 	}
+	r.paused, r.use.last = v.State == vm.Paused, v.ActiveAt
 	return f.track(r)
 }
 
@@ -117,6 +127,7 @@ func (f *fleet) watch(r *run) {
 		var last *bangerv1.SupervisorStatus
 		err := r.supervisor.watch(f.ctx, func(s *bangerv1.SupervisorStatus) error {
 			pause, last = firstPause, s
+			r.note(s)
 			return f.observe(r, s)
 		})
 		if last.GetPhase() == phaseExited {
@@ -148,44 +159,81 @@ func (f *fleet) watch(r *run) {
 }
 
 // observe records what a supervisor says of a VM that has not ended. Moves that the store refuses are of no account: the
-// VM is on its way somewhere else, or was there already when this daemon adopted it. After any other error the caller
-// asks the supervisor again.
+// VM is on its way somewhere else, or was there already, because who asked for it has recorded it. After any other error
+// the caller asks the supervisor again. Only the watcher calls it.
 func (f *fleet) observe(r *run, s *bangerv1.SupervisorStatus) error {
-	if s.GetReadyAtMs() > 0 && !r.isReady() {
-		if err := f.becameReady(r, s); err != nil {
-			return err
+	paused := s.GetPhase() == phasePaused
+	switch s.GetPhase() {
+	case phaseReady, phasePaused:
+		if !r.isReady() || r.paused && !paused {
+			if err := f.recordRunning(r, s); err != nil {
+				return err
+			}
 		}
-	}
-	if s.GetPhase() == phaseStopping {
-		if _, err := f.store.MoveToStopping(f.ctx, r.id); err != nil && !fault.Is(err, fault.Conflict) {
+		if paused && !r.paused {
+			if _, err := f.store.MoveToPaused(f.ctx, r.id); err != nil && !fault.Is(err, fault.Conflict) {
+				return err
+			}
+		}
+		if r.paused && !paused {
+			r.resume()
+		}
+		r.paused = paused
+	case phaseExited:
+		if s.GetReadyAtMs() > 0 && !r.isReady() {
+			return f.recordRunning(r, s)
+		}
+	case phaseStopping:
+		if _, err := f.store.MoveToStopping(f.ctx, r.id, false); err != nil && !fault.Is(err, fault.Conflict) {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *fleet) becameReady(r *run, s *bangerv1.SupervisorStatus) error {
-	_, err := f.store.MoveToRunning(f.ctx, r.id, store.Running{
+// recordRunning records that the guest is ready, and tells who waits for that.
+func (f *fleet) recordRunning(r *run, s *bangerv1.SupervisorStatus) error {
+	v, err := f.store.MoveToRunning(f.ctx, r.id, store.Running{
 		SupervisorPID: int(s.GetSupervisorPid()), VMMPID: int(s.GetVmmPid()), Accelerator: s.GetAccelerator(),
 		At: time.UnixMilli(s.GetStartedAtMs()),
 	})
 	if err != nil && !fault.Is(err, fault.Conflict) {
 		return err
 	}
+	if err == nil {
+		f.syncRecord(f.ctx, v) // a reset has been carried out
+	}
 	r.mu.Lock()
+	first := !r.ready
 	r.ready = true
+	if first {
+		r.since = time.Now()
+	}
 	r.mu.Unlock()
-	close(r.settled)
+	if first {
+		close(r.settled)
+	}
 	return nil
+}
+
+// resume notes that the guest goes on after a pause.
+func (r *run) resume() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.resumed = time.Now()
 }
 
 // finish records the end of a run. It does not give up while the daemon lives: what is not recorded is found again by
 // the next one.
 func (f *fleet) finish(r *run, end store.Ended, cause error) {
+	r.mu.Lock()
+	ready, ran := r.ready, time.Since(r.since)
+	end.WasReady, end.ActiveAt = ready, r.use.last
+	r.mu.Unlock()
 	var v store.VM
 	for {
 		var err error
-		v, err = f.store.MoveToEnded(f.ctx, r.id, end)
+		v, err = f.recordEnded(f.ctx, r.id, end)
 		if err == nil || fault.Is(err, fault.Conflict) || fault.Is(err, fault.NotFound) {
 			break // a Conflict is a VM that is being deleted
 		}
@@ -207,14 +255,14 @@ func (f *fleet) finish(r *run, end store.Ended, cause error) {
 	if r.fault = cause; cause == nil {
 		r.fault = notReady(orElse(string(v.Name()), string(r.id)), end)
 	}
-	ready := r.ready
 	r.mu.Unlock()
 	if !ready {
 		close(r.settled)
+		ran = 0
 	}
 	close(r.gone)
-	if v.Spec.Remove {
-		f.wg.Go(func() { f.removeEnded(r.id, false) })
+	if v.ID != "" {
+		f.afterEnd(v, ran)
 	}
 }
 
@@ -238,7 +286,7 @@ func (f *fleet) removeEnded(id vm.ID, force bool) {
 func endOf(s *bangerv1.SupervisorStatus) store.Ended {
 	return store.Ended{
 		Failed: s.GetFault() != nil, Reason: s.GetExit().GetReason(), Code: int(s.GetExit().GetCode()),
-		At: time.UnixMilli(s.GetExit().GetAtMs()),
+		At: time.UnixMilli(s.GetExit().GetAtMs()), Expected: s.GetExit().GetExpected(),
 	}
 }
 
@@ -304,12 +352,14 @@ func (f *fleet) cleanUp(id vm.ID, dir vmdir.Dir, ready bool) (store.Ended, error
 		return store.Ended{}, err
 	}
 	if known {
-		return store.Ended{Failed: exit.Failed, Reason: exit.Reason, Code: exit.Code, At: exit.At}, nil
+		return store.Ended{
+			Failed: exit.Failed, WasReady: !exit.Failed, Reason: exit.Reason, Code: exit.Code, At: exit.At, Expected: exit.Expected,
+		}, nil
 	}
 	self, err := proc.Self()
 	switch {
 	case err == nil && started && process.Supervisor.BootID != self.BootID:
-		return store.Ended{Reason: "the host was restarted", Code: -1, At: time.Now()}, nil
+		return store.Ended{Reason: hostRestarted, Code: -1, At: time.Now()}, nil
 	case !ready && !started:
 		return store.Ended{Failed: true, Reason: "the supervisor did not start", Code: -1, At: time.Now()}, nil
 	}

@@ -45,8 +45,8 @@ func findRepos(codename string, opt Options, conf aptConfig) ([][]repo, error) {
 			out = append(out, candidates)
 		case role == "":
 			return nil, fault.New(fault.Unavailable,
-				"no Debian mirror is known: this host's apt configuration names none; set mirror.debian in banger's config.toml").
-				WithHint("banger doctor")
+				"no Debian mirror is known: this host's apt configuration names none").
+				WithHint("banger config set mirror.debian URL")
 		}
 	}
 	return out, nil
@@ -85,7 +85,7 @@ func hostRepos(sources []Source, codename, role string, opt Options, noExpiry bo
 func overrideRepos(codename string, opt Options) ([][]repo, error) {
 	if !supported(opt.Mirror) {
 		return nil, fault.New(fault.Invalid, "mirror.debian %q is not an http, https or file URI", redact(opt.Mirror)).
-			WithHint("banger doctor")
+			WithHint("banger config set mirror.debian URL")
 	}
 	var out [][]repo
 	for _, role := range []string{"", "-updates", "-security"} {

@@ -26,6 +26,7 @@ type Dialer interface {
 // Mux carries many streams on one byte channel.
 type Mux struct {
 	session *yamux.Session
+	opening chan struct{} // full while a stream is being opened
 }
 
 // ConnectMux begins a session on conn. It repeats its greeting until the agent answers, so that it may be called while
@@ -39,7 +40,7 @@ func ConnectMux(ctx context.Context, conn net.Conn) (*Mux, error) {
 		_ = conn.Close()
 		return nil, err
 	}
-	return &Mux{session: session}, nil
+	return &Mux{session: session, opening: make(chan struct{}, 1)}, nil
 }
 
 // Dial opens a stream.
@@ -48,10 +49,17 @@ func (m *Mux) Dial(ctx context.Context) (net.Conn, error) {
 		conn net.Conn
 		err  error
 	}
-	// Opening blocks while the channel is full, which can be for ever in a paused guest.
+	// Opening blocks while the channel is full, which can be for ever when the guest hangs. One goroutine may wait for
+	// that, however often a guest is called that does not answer.
+	select {
+	case m.opening <- struct{}{}:
+	case <-ctx.Done():
+		return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "agent channel")
+	}
 	opened := make(chan result, 1)
 	go func() {
 		stream, err := m.session.OpenStream()
+		<-m.opening
 		if err != nil {
 			opened <- result{err: err}
 			return
@@ -105,6 +113,37 @@ func (c *Client) Configure(ctx context.Context, config agentwire.Config) (agentw
 // Shutdown tells the guest to go down. It returns when the agent begins with it.
 func (c *Client) Shutdown(ctx context.Context, s agentwire.Shutdown) error {
 	return c.call(ctx, agentwire.MethodShutdown, s, nil)
+}
+
+// Stats asks what the guest uses.
+func (c *Client) Stats(ctx context.Context) (agentwire.Stats, error) {
+	var stats agentwire.Stats
+	err := c.call(ctx, agentwire.MethodStats, nil, &stats)
+	return checkStats(stats), err
+}
+
+// Ports asks what listens in the guest. What makes no sense is left out.
+func (c *Client) Ports(ctx context.Context) ([]agentwire.Port, error) {
+	var ports agentwire.Ports
+	err := c.call(ctx, agentwire.MethodPorts, nil, &ports)
+	return checkPorts(ports.Ports), err
+}
+
+// Grow has the guest grow the file system of its data disk, which has got g.Bytes.
+func (c *Client) Grow(ctx context.Context, g agentwire.Grow) (agentwire.Grown, error) {
+	var grown agentwire.Grown
+	if err := c.call(ctx, agentwire.MethodGrow, g, &grown); err != nil {
+		return agentwire.Grown{}, err
+	}
+	if grown.Device > g.Bytes || grown.FileSystem > grown.Device {
+		return agentwire.Grown{}, fault.New(fault.Unavailable, "guest grow: the answer makes no sense")
+	}
+	return grown, nil
+}
+
+// SetClock sets the guest's clock.
+func (c *Client) SetClock(ctx context.Context, now time.Time) error {
+	return c.call(ctx, agentwire.MethodClock, agentwire.Clock{UnixNano: now.UnixNano()}, nil)
 }
 
 // Exec starts a command. The context bounds the start only; the Process lives until it is closed.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +63,76 @@ func TestHostileAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestHostileStatsAndPorts(t *testing.T) {
+	stats, err := scripted(t, func(c net.Conn) {
+		_ = agentwire.WriteResult(c, agentwire.Stats{
+			CPUMillis: math.MaxUint64, MemoryTotal: 5, MemoryAvailable: 9, DataTotal: 5, DataUsed: 9, Load1: -1, Processes: -1,
+		})
+	}).Stats(t.Context())
+	want := agentwire.Stats{CPUMillis: maxCounter, MemoryTotal: 5, MemoryAvailable: 5, DataTotal: 5, DataUsed: 5}
+	if err != nil || stats != want {
+		t.Errorf("%+v, %v", stats, err)
+	}
+	many := make([]agentwire.Port, 3*agentwire.MaxPorts)
+	for i := range many {
+		many[i] = agentwire.Port{Protocol: "tcp", Address: "::1", Port: uint16(i + 1), Process: "p"}
+	}
+	many[0].Protocol, many[1].Address, many[2].Port, many[3].Address = "tcp\x1b", "x", 0, "fe80::1%eth0\n"
+	many[4].PID, many[4].Process = -1, "\x1b]0;title\x07 \n"+strings.Repeat("x", 200)
+	ports, err := scripted(t, func(c net.Conn) { _ = agentwire.WriteResult(c, agentwire.Ports{Ports: many}) }).Ports(t.Context())
+	if err != nil || len(ports) != agentwire.MaxPorts-4 {
+		t.Fatalf("%d ports, %v", len(ports), err)
+	}
+	p := ports[0]
+	if p.PID != 0 || !strings.HasPrefix(p.Process, "]0;title xxx") || len(p.Process) > agentwire.MaxProcessName {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestGrowIsNotBelievedBlindly(t *testing.T) {
+	for _, answer := range []agentwire.Grown{{Device: 101, FileSystem: 50}, {Device: 100, FileSystem: 101}} {
+		c := scripted(t, func(c net.Conn) { _ = agentwire.WriteResult(c, answer) })
+		if got, err := c.Grow(t.Context(), agentwire.Grow{Bytes: 100}); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+}
+
+func TestMuxOfAHungGuestHoldsOneGoroutine(t *testing.T) {
+	host, inside := net.Pipe()
+	go func() {
+		session, err := agentwire.Accept(inside)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = session // nobody accepts streams, and soon nobody reads
+	}()
+	mux, err := ConnectMux(t.Context(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Millisecond)
+		defer cancel()
+		if conn, err := mux.Dial(ctx); err == nil {
+			t.Cleanup(func() { _ = conn.Close() })
+		}
+	}
+	for range 5 {
+		dial()
+	}
+	before := runtime.NumGoroutine()
+	for range 50 {
+		dial()
+	}
+	if n := runtime.NumGoroutine(); n > before+10 {
+		t.Errorf("%d goroutines, %d before", n, before)
+	}
+	_ = mux.Close()
+	_ = inside.Close()
 }
 
 func TestSilentAgentIsATimeout(t *testing.T) {

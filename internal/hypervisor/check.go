@@ -3,7 +3,9 @@ package hypervisor
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"os"
+	"slices"
 
 	"banger/internal/fault"
 )
@@ -32,6 +34,30 @@ func (s Spec) CheckFiles() error {
 	}
 	return nil
 }
+
+// GrowableDisk looks for the disk with that serial in s and checks that it may become bytes large. It returns the disk's
+// place in s.Disks. Machines call it at the beginning of ResizeDisk.
+func (s Spec) GrowableDisk(serial string, bytes uint64) (int, error) {
+	i := slices.IndexFunc(s.Disks, func(d Disk) bool { return d.Serial == serial })
+	if i < 0 {
+		return 0, fault.New(fault.NotFound, "vm %s has no disk %q", s.Name, serial)
+	}
+	info, err := os.Stat(s.Disks[i].Path)
+	switch {
+	case err != nil:
+		return 0, fault.Wrap(fault.Internal, err, "disk %s", serial)
+	case s.Disks[i].ReadOnly:
+		return 0, fault.New(fault.Invalid, "disk %s is read-only and cannot be resized", serial)
+	case bytes > math.MaxInt64 || bytes%sector != 0:
+		return 0, fault.New(fault.Invalid, "disk %s cannot have %d bytes", serial, bytes)
+	case int64(bytes) < info.Size(): // the VMM would cut the file off
+		return 0, fault.New(fault.Invalid, "disk %s cannot shrink from %d to %d bytes", serial, info.Size(), bytes)
+	}
+	return i, nil
+}
+
+// sector is the unit of a disk's size.
+const sector = 512
 
 func checkFile(what, path string) error {
 	info, err := os.Stat(path)

@@ -39,6 +39,8 @@ type Features struct {
 	// MuxedAgent says that the agent channel is one byte stream that has to be multiplexed. Otherwise every
 	// ConnectAgent is a stream of its own.
 	MuxedAgent bool
+	Pause      bool // its machines are Pausers
+	ResizeDisk bool // its machines are DiskResizers
 }
 
 // Host is what Probe found.
@@ -64,6 +66,9 @@ type Spec struct {
 	RunDir    string    // exists, private to this machine; the driver's sockets go here
 	Console   io.Writer `json:"-"` // receives the guest's console; written by one goroutine of the driver
 	Log       io.Writer `json:"-"` // receives what the VMM itself says
+	// Halted is called when the VMM pauses the machine on its own account, with the reason in words for people: the host
+	// has no space for what the guest writes. Nothing is lost; Resume tries again. It must not block. It may be nil.
+	Halted func(reason string) `json:"-"`
 }
 
 // Disk is one block device of the guest.
@@ -102,6 +107,23 @@ type Machine interface {
 	Done() <-chan struct{}
 	// Exit says how it ended. Valid after Done is closed.
 	Exit() Exit
+}
+
+// Pauser is a Machine that can be made to stand still.
+type Pauser interface {
+	// Pause stops the virtual CPUs. What the guest was sent waits; Quit, Signal and a second Pause work as before. When
+	// it fails the guest may run or not: Resume brings it back to running.
+	Pause(ctx context.Context) error
+	// Resume lets them go on, and does nothing if they run. The guest's own clock has stood still meanwhile.
+	Resume(ctx context.Context) error
+}
+
+// DiskResizer is a Machine whose disks can grow while it runs.
+type DiskResizer interface {
+	// ResizeDisk makes the disk with that serial bytes large, the file too if it is smaller, and tells the guest, which
+	// may take a moment to see it. A disk that is read-only cannot be resized, and none can shrink: both are faults of
+	// class Invalid.
+	ResizeDisk(ctx context.Context, serial string, bytes uint64) error
 }
 
 // Reasons that a VMM gives for its end, in the words of QEMU's ShutdownCause. Others are possible.

@@ -217,14 +217,42 @@ func checkMirror(_ context.Context, env *Env) Result {
 	return ok(mirror)
 }
 
-// checkLeftovers lists run directories that no process belongs to. It takes nothing away: a daemon does that.
+// checkLeftovers lists what a daemon or a removal that was cut off has left: directories of sockets that no process
+// belongs to, directories that are half removed, databases that were moved aside. It takes nothing away, and needs no
+// daemon to see it; "banger fsck" has one and sees more.
 func checkLeftovers(_ context.Context, env *Env) Result {
-	entries, err := os.ReadDir(env.Paths.Run)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	left, live, err := runDirs(env)
+	if err != nil {
 		return warn(err.Error(), "")
 	}
-	var left []string
-	live := 0
+	for _, root := range []string{env.Paths.VMs(), env.Paths.Images(), env.Paths.Kernels()} {
+		found, _ := filepath.Glob(filepath.Join(root, ".removed-*"))
+		left = append(left, found...)
+	}
+	if len(left) > 0 {
+		return warn("nothing belongs to "+few(left), "banger fsck --repair")
+	}
+	if aside, _ := filepath.Glob(env.Paths.Database() + ".corrupt-*[0-9]"); len(aside) > 0 {
+		return warn("a damaged database was moved aside; vms were found again: "+few(aside), "banger fsck")
+	}
+	return ok(fmt.Sprintf("none; %d running vms", live))
+}
+
+// few is a list for people, cut short.
+func few(list []string) string {
+	const most = 3
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
+}
+
+// runDirs lists the directories of sockets that no process belongs to, and counts the others.
+func runDirs(env *Env) (left []string, live int, err error) {
+	entries, err := os.ReadDir(env.Paths.Run)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, 0, err
+	}
 	for _, e := range entries {
 		switch {
 		case !e.IsDir():
@@ -234,10 +262,7 @@ func checkLeftovers(_ context.Context, env *Env) Result {
 			left = append(left, env.Paths.VMRun(e.Name()))
 		}
 	}
-	if len(left) > 0 {
-		return warn("no process belongs to "+strings.Join(left, ", "), "banger daemon status")
-	}
-	return ok(fmt.Sprintf("none; %d running vms", live))
+	return left, live, nil
 }
 
 // alive reports whether a supervisor or a VMM of that VM lives.

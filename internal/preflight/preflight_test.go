@@ -162,10 +162,18 @@ func TestChecks(t *testing.T) {
 		}, Warn, "no mirror", "banger config path"},
 		{"leftover", "leftovers", func(t *testing.T, e *Env) {
 			write(t, filepath.Join(e.Paths.VMRun("0123456789ab"), "qmp.sock"), "")
-		}, Warn, "0123456789ab", "banger daemon status"},
+		}, Warn, "0123456789ab", "banger fsck --repair"},
 		{"leftover of a dead process", "leftovers", func(t *testing.T, e *Env) {
 			process(t, e, proc.Identity{PID: os.Getpid(), Start: 1})
-		}, Warn, "0123456789ab", "banger daemon status"},
+		}, Warn, "0123456789ab", "banger fsck --repair"},
+		{"half removed", "leftovers", func(t *testing.T, e *Env) {
+			for _, n := range []string{"a", "b", "c", "d"} {
+				write(t, filepath.Join(e.Paths.VMs(), ".removed-"+n, "disk.ext4"), "")
+			}
+		}, Warn, ".removed-c and 1 more", "banger fsck --repair"},
+		{"damaged database", "leftovers", func(t *testing.T, e *Env) {
+			write(t, e.Paths.Database()+".corrupt-20260102-030405", "")
+		}, Warn, "was moved aside", "banger fsck"},
 		{"live", "leftovers", func(t *testing.T, e *Env) {
 			self, err := proc.Self()
 			if err != nil {

@@ -21,6 +21,7 @@ import (
 	"banger/internal/preflight"
 	"banger/internal/supervisor"
 	"banger/internal/term"
+	"banger/internal/userunit"
 	"banger/internal/version"
 	"banger/internal/vmdir"
 )
@@ -35,6 +36,8 @@ type Parts struct {
 	// FormatDisk and Initramfs are as in daemon.Config.
 	FormatDisk func(ctx context.Context, cacheDir string, size uint64, dst string) error
 	Initramfs  func(cacheDir, kernelDir string) (path string, err error)
+	// AdjustDaemon changes what the daemon is made of. It is for tests (named steps, short periods); nil otherwise.
+	AdjustDaemon func(*daemon.Config)
 	// Doctor checks the host.
 	Doctor func(context.Context, Host) []preflight.Result
 }
@@ -69,6 +72,7 @@ func Main(args []string, parts Parts) int {
 		Connect:    p.connect,
 		Attach:     p.attach,
 		Stop:       p.stop,
+		Unit:       p.unit,
 		Doctor:     p.doctor,
 		Daemon:     p.daemon,
 		Supervisor: p.supervisor,
@@ -108,6 +112,15 @@ func (p *program) stop(ctx context.Context, c *client.Client) error {
 	return c.Stop(ctx, cfg, false)
 }
 
+// unit is this program's daemon as a service of the user.
+func (p *program) unit() (userunit.Config, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return userunit.Config{}, fault.Wrap(fault.Internal, err, "find banger's own binary")
+	}
+	return userunit.Config{Executable: self, Env: userunit.Environment(os.Environ())}, p.pathsErr
+}
+
 // host reads the configuration. Logs go to stderr, which is a file unless somebody runs the role by hand.
 func (p *program) host() (Host, error) {
 	if p.pathsErr != nil {
@@ -129,7 +142,7 @@ func (p *program) daemon(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d, err := daemon.New(daemon.Config{
+	cfg := daemon.Config{
 		Paths: h.Paths, Build: p.build, Log: h.Log, Settings: h.Settings,
 		Drivers:    p.parts.Drivers(h),
 		Images:     p.parts.Images(h.Settings.Mirror.Debian),
@@ -137,7 +150,11 @@ func (p *program) daemon(ctx context.Context) (err error) {
 		FormatDisk: p.parts.FormatDisk, Initramfs: p.parts.Initramfs,
 		SupervisorCommand: []string{self, "supervisor", "run"},
 		Ready:             ready,
-	})
+	}
+	if p.parts.AdjustDaemon != nil {
+		p.parts.AdjustDaemon(&cfg)
+	}
+	d, err := daemon.New(cfg)
 	if err != nil {
 		return err
 	}

@@ -125,6 +125,10 @@ func FromConnect(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return &fault.Error{Class: fault.Unavailable, Message: "the connection was cut off: " + ce.Message()}
 	}
+	if ce.Code() == connect.CodeUnimplemented { // also what is made of an answer whose end never came
+		return &fault.Error{Class: fault.Unavailable, Message: "the daemon does not know this call, or was cut off: " + ce.Message(),
+			Hint: "banger daemon stop"}
+	}
 	for class, code := range codes {
 		if code == ce.Code() {
 			return &fault.Error{Class: class, Message: ce.Message()}

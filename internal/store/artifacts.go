@@ -28,16 +28,30 @@ type Artifact struct {
 
 // PutArtifact records that the name stands for the digest from now on.
 func (s *Store) PutArtifact(ctx context.Context, a Artifact) error {
-	_, err := s.db.ExecContext(ctx, `INSERT INTO artifacts (kind, name, digest, created_ms) VALUES (?, ?, ?, ?)
-		ON CONFLICT (kind, name) DO UPDATE SET digest = excluded.digest, created_ms = excluded.created_ms`,
-		a.Kind, a.Name, a.Digest, millis(a.CreatedAt))
-	return s.wrap(err)
+	return s.change(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO artifacts (kind, name, digest, created_ms) VALUES (?, ?, ?, ?)
+			ON CONFLICT (kind, name) DO UPDATE SET digest = excluded.digest, created_ms = excluded.created_ms`,
+			a.Kind, a.Name, a.Digest, millis(a.CreatedAt))
+		if err != nil {
+			return err
+		}
+		return s.record(ctx, tx, Event{Kind: string(a.Kind) + ".added", ObjectID: a.Digest, Object: a.Name})
+	})
 }
 
 // DeleteArtifact forgets the name. One that is not there is no error.
 func (s *Store) DeleteArtifact(ctx context.Context, kind Kind, name string) error {
-	_, err := s.db.ExecContext(ctx, "DELETE FROM artifacts WHERE kind = ? AND name = ?", kind, name)
-	return s.wrap(err)
+	return s.change(ctx, func(tx *sql.Tx) error {
+		var digest string
+		err := tx.QueryRowContext(ctx, "DELETE FROM artifacts WHERE kind = ? AND name = ? RETURNING digest", kind, name).Scan(&digest)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return s.record(ctx, tx, Event{Kind: string(kind) + ".removed", ObjectID: digest, Object: name})
+	})
 }
 
 // Artifact returns the artifact of that name.

@@ -19,6 +19,8 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"modernc.org/sqlite"
@@ -35,13 +37,20 @@ const applicationID = 0x626e6772
 
 // Store is an open database.
 type Store struct {
-	db   *sql.DB
-	path string
+	db     *sql.DB
+	path   string
+	file   os.FileInfo // of the open database
+	events struct {
+		keep atomic.Int64
+
+		mu      sync.Mutex    // guards the field below
+		changed chan struct{} // closed after the next event; nil when nobody waits
+	}
 }
 
 // Open opens the database at path and brings its schema up to date; a missing one is made (0600). It returns a fault
 // of class Conflict, and leaves the file as it is, when the file was made by a newer banger, belongs to another program
-// or is damaged.
+// or is damaged (IsDamaged).
 func Open(ctx context.Context, path string) (*Store, error) {
 	if err := inspectFile(path); err != nil {
 		return nil, err
@@ -62,9 +71,14 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	db.SetMaxOpenConns(4) // readers beside one writer; more only cost memory
 	db.SetMaxIdleConns(4)
 	s := &Store{db: db, path: path}
+	s.KeepEvents(standardEvents)
 	if err := s.prepare(ctx); err != nil {
 		db.Close()
 		return nil, err
+	}
+	if s.file, err = os.Stat(path); err != nil {
+		db.Close()
+		return nil, openError(err, path)
 	}
 	return s, nil
 }
@@ -229,15 +243,12 @@ func ignoreDone(err error) error {
 }
 
 func damaged(path string, cause error) error {
-	return fault.Wrap(fault.Conflict, cause, "database %s is damaged", path).WithHint("mv %s %s.damaged", path, path)
+	return fault.Wrap(fault.Conflict, errDamaged{cause}, "database %s is damaged", path).WithHint("mv %s %s.damaged", path, path)
 }
 
 func openError(err error, path string) error {
-	if coded, ok := errors.AsType[*sqlite.Error](err); ok {
-		switch coded.Code() & 0xff {
-		case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-			return damaged(path, err)
-		}
+	if coded, ok := errors.AsType[*sqlite.Error](err); ok && isDamage(coded) {
+		return damaged(path, err)
 	}
 	return fault.Wrap(classOf(err), err, "open database %s", path)
 }
@@ -247,7 +258,15 @@ func (s *Store) wrap(err error) error {
 	if _, ok := errors.AsType[*fault.Error](err); err == nil || ok {
 		return err
 	}
+	if coded, ok := errors.AsType[*sqlite.Error](err); ok && isDamage(coded) {
+		return damaged(s.path, err)
+	}
 	return fault.Wrap(classOf(err), err, "database %s", s.path)
+}
+
+func isDamage(err *sqlite.Error) bool {
+	code := err.Code() & 0xff
+	return code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB
 }
 
 func classOf(err error) fault.Class {

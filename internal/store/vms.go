@@ -38,6 +38,12 @@ type VM struct {
 	ExitCode      int    // of the VMM in the last run
 	StartedAt     time.Time
 	StoppedAt     time.Time
+
+	ActiveAt   time.Time // last use
+	Wanted     bool      // by its restart policy it is to run; false after somebody has stopped it
+	Restarts   int       // by its restart policy since it was last started by hand
+	Pending    []string  // settings that wait for the next start
+	ResetToken string    // of a reset that the next start carries out; empty: none
 }
 
 // Name of the VM.
@@ -45,17 +51,21 @@ func (v VM) Name() vm.Name { return v.Spec.Name }
 
 // columns of a VM in the order of scan.
 const columns = `id, spec, machine_id, driver, image_digest, kernel_digest, kernel_version, made, created_ms,
-	state, reason, accelerator, supervisor_pid, vmm_pid, exit_code, started_ms, stopped_ms`
+	state, reason, accelerator, supervisor_pid, vmm_pid, exit_code, started_ms, stopped_ms, active_ms, wanted, restarts,
+	pending, reset_token`
 
 func scan(row interface{ Scan(...any) error }) (v VM, err error) {
 	var spec []byte
-	var created, started, stopped int64
+	var created, started, stopped, active int64
+	var pending string
 	err = row.Scan(&v.ID, &spec, &v.MachineID, &v.Driver, &v.ImageDigest, &v.KernelDigest, &v.KernelVersion, &v.Made,
-		&created, &v.State, &v.Reason, &v.Accelerator, &v.SupervisorPID, &v.VMMPID, &v.ExitCode, &started, &stopped)
+		&created, &v.State, &v.Reason, &v.Accelerator, &v.SupervisorPID, &v.VMMPID, &v.ExitCode, &started, &stopped,
+		&active, &v.Wanted, &v.Restarts, &pending, &v.ResetToken)
 	if err != nil {
 		return VM{}, err
 	}
 	v.CreatedAt, v.StartedAt, v.StoppedAt = fromMillis(created), fromMillis(started), fromMillis(stopped)
+	v.ActiveAt, v.Pending = fromMillis(active), splitList(pending)
 	if err := json.Unmarshal(spec, &v.Spec); err != nil {
 		return VM{}, fmt.Errorf("vm %s: spec: %w", v.ID, err)
 	}
@@ -66,11 +76,7 @@ func scan(row interface{ Scan(...any) error }) (v VM, err error) {
 // kernel must be what their names stand for now: otherwise they may be about to be removed, and the fault is of class
 // Unavailable: resolve them again.
 func (s *Store) InsertVM(ctx context.Context, v VM) error {
-	spec, err := json.Marshal(v.Spec)
-	if err != nil {
-		return fmt.Errorf("vm %s: spec: %w", v.ID, err)
-	}
-	return s.inTx(ctx, func(tx *sql.Tx) error {
+	return s.change(ctx, func(tx *sql.Tx) error {
 		for kind, digest := range map[Kind]string{Image: v.ImageDigest, Kernel: v.KernelDigest} {
 			var n int
 			err := tx.QueryRowContext(ctx, "SELECT count(*) FROM artifacts WHERE kind = ? AND digest = ?", kind, digest).Scan(&n)
@@ -81,15 +87,44 @@ func (s *Store) InsertVM(ctx context.Context, v VM) error {
 				return fault.New(fault.Unavailable, "%s %s was replaced just now", kind, digest)
 			}
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO vms (id, name, spec, machine_id, driver, image_digest, kernel_digest,
-			kernel_version, state, created_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			v.ID, v.Name(), string(spec), v.MachineID, v.Driver, v.ImageDigest, v.KernelDigest, v.KernelVersion,
-			vm.Created, millis(v.CreatedAt))
-		if coded, ok := errors.AsType[*sqlite.Error](err); ok && coded.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
-			return nameTaken(v.Name())
+		v.State, v.Made = vm.Created, false
+		if err := insertRow(ctx, tx, v); err != nil {
+			return err
 		}
-		return err
+		return s.recordVM(ctx, tx, v, EventCreated, "image "+v.Spec.Image)
 	})
+}
+
+// AdoptVM adds the row of a VM whose directory was found without one, as it is.
+func (s *Store) AdoptVM(ctx context.Context, v VM) error {
+	return s.change(ctx, func(tx *sql.Tx) error {
+		if err := insertRow(ctx, tx, v); err != nil {
+			return err
+		}
+		return s.recordVM(ctx, tx, v, EventAdopted, "from its directory")
+	})
+}
+
+// insertRow adds a row. The columns that a new VM does not have keep their defaults.
+func insertRow(ctx context.Context, tx *sql.Tx, v VM) error {
+	spec, err := json.Marshal(v.Spec)
+	if err != nil {
+		return fmt.Errorf("vm %s: spec: %w", v.ID, err)
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO vms (id, name, spec, machine_id, driver, image_digest, kernel_digest,
+		kernel_version, made, state, reason, exit_code, created_ms, stopped_ms, reset_token)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		v.ID, v.Name(), string(spec), v.MachineID, v.Driver, v.ImageDigest, v.KernelDigest, v.KernelVersion, v.Made,
+		v.State, v.Reason, v.ExitCode, millis(v.CreatedAt), millis(v.StoppedAt), v.ResetToken)
+	return uniqueName(err, v.Name())
+}
+
+// uniqueName says what a broken constraint means.
+func uniqueName(err error, name vm.Name) error {
+	if coded, ok := errors.AsType[*sqlite.Error](err); ok && coded.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE {
+		return nameTaken(name)
+	}
+	return err
 }
 
 func nameTaken(name vm.Name) error {
@@ -116,8 +151,16 @@ func (s *Store) MarkMade(ctx context.Context, id vm.ID) error {
 
 // DeleteVM removes the row. One that is not there is no error.
 func (s *Store) DeleteVM(ctx context.Context, id vm.ID) error {
-	_, err := s.db.ExecContext(ctx, "DELETE FROM vms WHERE id = ?", id)
-	return s.wrap(err)
+	return s.change(ctx, func(tx *sql.Tx) error {
+		v, err := scan(tx.QueryRowContext(ctx, "DELETE FROM vms WHERE id = ? RETURNING "+columns, id))
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return s.recordVM(ctx, tx, v, EventRemoved, "")
+	})
 }
 
 // VM returns the VM with exactly that id.

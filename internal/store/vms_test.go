@@ -193,23 +193,23 @@ func TestFindVMFaults(t *testing.T) {
 
 func TestMoves(t *testing.T) {
 	moves := map[vm.State]func(*Store, vm.ID) (VM, error){
-		vm.Starting: func(s *Store, id vm.ID) (VM, error) { return s.MoveToStarting(t.Context(), id) },
+		vm.Starting: func(s *Store, id vm.ID) (VM, error) { return s.MoveToStarting(t.Context(), id, false) },
 		vm.Running: func(s *Store, id vm.ID) (VM, error) {
 			return s.MoveToRunning(t.Context(), id, Running{SupervisorPID: 1, VMMPID: 2, Accelerator: "tcg", At: birth})
 		},
-		vm.Stopping: func(s *Store, id vm.ID) (VM, error) { return s.MoveToStopping(t.Context(), id) },
+		vm.Stopping: func(s *Store, id vm.ID) (VM, error) { return s.MoveToStopping(t.Context(), id, true) },
 		vm.Stopped: func(s *Store, id vm.ID) (VM, error) {
 			return s.MoveToEnded(t.Context(), id, Ended{Reason: "stopped", At: birth})
 		},
 		vm.Failed: func(s *Store, id vm.ID) (VM, error) {
 			return s.MoveToEnded(t.Context(), id, Ended{Failed: true, Reason: "no boot", Code: -1, At: birth})
 		},
+		vm.Paused:   func(s *Store, id vm.ID) (VM, error) { return s.MoveToPaused(t.Context(), id) },
 		vm.Deleting: func(s *Store, id vm.ID) (VM, error) { return s.MoveToDeleting(t.Context(), id) },
 	}
-	states := []vm.State{vm.Created, vm.Starting, vm.Running, vm.Stopping, vm.Stopped, vm.Failed, vm.Deleting}
 	s := fresh(t)
 	n := 0
-	for _, from := range states {
+	for _, from := range vm.States() {
 		for to, move := range moves {
 			n++
 			v := insert(t, s, fmt.Sprintf("vm-%d", n), fmt.Sprintf("%012d", n))
@@ -223,12 +223,12 @@ func TestMoves(t *testing.T) {
 				}
 				continue
 			}
-			if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), string(from)) {
+			if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), string(from)) || fault.HintOf(err) == "" {
 				t.Errorf("%s to %s: %s, %v", from, to, got.State, err)
 			}
 		}
 	}
-	if _, err := s.MoveToStarting(t.Context(), "nobody"); !fault.Is(err, fault.NotFound) {
+	if _, err := s.MoveToStarting(t.Context(), "nobody", false); !fault.Is(err, fault.NotFound) {
 		t.Errorf("unknown vm: %v", err)
 	}
 }
@@ -236,7 +236,7 @@ func TestMoves(t *testing.T) {
 func TestARunIsRecorded(t *testing.T) {
 	s := fresh(t)
 	v := insert(t, s, "dev", "000000000001")
-	if _, err := s.MoveToStarting(t.Context(), v.ID); err != nil {
+	if _, err := s.MoveToStarting(t.Context(), v.ID, false); err != nil {
 		t.Fatal(err)
 	}
 	run := Running{SupervisorPID: 10, VMMPID: 11, Accelerator: "tcg", At: birth}
@@ -246,6 +246,7 @@ func TestARunIsRecorded(t *testing.T) {
 	}
 	want := v
 	want.State, want.SupervisorPID, want.VMMPID, want.Accelerator, want.StartedAt = vm.Running, 10, 11, "tcg", birth
+	want.Wanted = true
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/proc"
@@ -76,12 +77,23 @@ func (s *Supervisor) attempt(n int) (hypervisor.Machine, *failure) {
 
 	spec := s.launch.Machine
 	spec.RunDir, spec.Console, spec.Log = s.runDir, s.console, s.vmmLog
+	spec.Halted = func(reason string) {
+		select {
+		case s.halts <- reason:
+		default:
+		}
+	}
+	if err := s.at(StepBootStart); err != nil {
+		return nil, &failure{err: err, final: true}
+	}
 	machine, err := s.driver.Start(ctx, spec)
 	if err != nil {
 		return nil, s.startFailed(ctx, err)
 	}
-	s.setVMM(machine.PID())
-	err = s.bringUp(ctx, machine)
+	if err = s.at(StepBootRecord); err == nil {
+		s.setVMM(machine.PID())
+		err = s.bringUp(ctx, machine)
+	}
 	if err == nil {
 		return machine, nil
 	}
@@ -187,26 +199,44 @@ func isFinal(err error) bool {
 
 // configure makes one try. It sets the link when it worked.
 func (s *Supervisor) configure(ctx context.Context, m hypervisor.Machine) error {
+	if err := s.at(StepBootConnect); err != nil {
+		return err
+	}
 	conn, hello, err := s.connect(ctx, m)
 	if err != nil {
 		return err
 	}
 	if !hello.Configured { // it is if the answer of a try before was lost
-		config := s.launch.Guest
-		config.Entropy = make([]byte, 64)
-		rand.Read(config.Entropy) // never fails
-		config.UnixNano = time.Now().UnixNano()
-		configured, err := conn.client.Configure(ctx, config)
-		if err != nil {
-			conn.close()
-			if fault.Is(err, fault.Conflict) { // still at work on a try before, whose connection was lost
-				err = fault.Wrap(fault.Unavailable, err, "configure")
-			}
-			return err
-		}
-		s.log.Info("guest is configured", "kernel", hello.Kernel, "agent", hello.Build, "millis", configured.Millis)
+		err = s.identify(ctx, conn, hello)
+	}
+	if err == nil {
+		err = s.at(StepBootReady)
+	}
+	if err != nil {
+		conn.close()
+		return err
 	}
 	s.link.set(conn)
+	return nil
+}
+
+// identify makes this VM of a guest that waits.
+func (s *Supervisor) identify(ctx context.Context, conn *connection, hello agentwire.Hello) error {
+	if err := s.at(StepBootConfigure); err != nil {
+		return err
+	}
+	config := s.launch.Guest
+	config.Entropy = make([]byte, 64)
+	rand.Read(config.Entropy) // never fails
+	config.UnixNano = time.Now().UnixNano()
+	configured, err := conn.client.Configure(ctx, config)
+	if fault.Is(err, fault.Conflict) { // still at work on a try before, whose connection was lost
+		return fault.Wrap(fault.Unavailable, err, "configure")
+	}
+	if err != nil {
+		return err
+	}
+	s.log.Info("guest is configured", "kernel", hello.Kernel, "agent", hello.Build, "millis", configured.Millis)
 	return nil
 }
 

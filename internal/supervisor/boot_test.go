@@ -1,9 +1,12 @@
 package supervisor
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -249,6 +252,43 @@ func TestBootFailures(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An agent of another generation will not learn this one: no use in trying again until the deadline.
+func TestAgentOfAnotherGenerationEndsTheBoot(t *testing.T) {
+	r := newRig(t, &fakeDriver{features: muxed, start: func(_ context.Context, _ int, spec hypervisor.Spec) (hypervisor.Machine, error) {
+		return foreignMachine{newFakeMachine(spec)}, nil
+	}})
+	r.launch.BootDeadline = time.Minute
+	if err := r.dir.WriteLaunch(r.launch); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	err := r.sup.Run(t.Context())
+	if !fault.Is(err, fault.Internal) || !strings.Contains(err.Error(), "speaks generation 99 of the wire, this banger up to 1") {
+		t.Errorf("Run: %v (%s)", err, fault.ClassOf(err))
+	}
+	if took := time.Since(began); took > 10*time.Second || r.driver.attempts != 1 {
+		t.Errorf("%d attempts in %v", r.driver.attempts, took)
+	}
+	r.clean()
+}
+
+// foreignMachine has an agent that speaks another generation of the wire.
+type foreignMachine struct{ *fakeMachine }
+
+func (m foreignMachine) ConnectAgent(context.Context) (net.Conn, error) {
+	host, guest := net.Pipe()
+	go func() { // ends with host
+		defer guest.Close()
+		lines := bufio.NewScanner(guest)
+		for lines.Scan() {
+			if f := strings.Fields(lines.Text()); len(f) == 3 {
+				go fmt.Fprintf(guest, "BANGER-AGENT 99 %s\n", f[2])
+			}
+		}
+	}()
+	return host, nil
 }
 
 func TestWatcherHearsOfAFailedBoot(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"sync"
 
 	"connectrpc.com/connect"
 
@@ -24,10 +25,10 @@ const maxMessage = 4 << 20
 type execStream = connect.BidiStream[bangerv1.ExecRequest, bangerv1.ExecResponse]
 
 // Exec implements the RPC: a bridge between the caller's stream and a command in the guest. Nothing is buffered but
-// the message in hand, so a side that does not read slows the other down. When the caller goes away the command is
-// ended; when the guest goes away the caller gets a fault.
+// the message in hand and a window of stdin, so a side that does not read slows the other down. When the caller goes
+// away the command is ended; when the guest goes away the caller gets a fault.
 //
-// While the VM starts, Exec waits. A signal waits behind the stdin that was sent before it.
+// While the VM starts, Exec waits. A signal overtakes stdin, unless the caller sends more of it than stdin_window.
 func (s service) Exec(ctx context.Context, stream *execStream) error {
 	first, err := stream.Receive()
 	if err != nil {
@@ -72,6 +73,8 @@ func (s service) awaitGuest(ctx context.Context) (*guest.Client, error) {
 		status, changed := s.board.get()
 		switch status.GetPhase() {
 		case phaseStarting:
+		case phasePaused:
+			return nil, s.isPaused(status)
 		case phaseReady:
 			if conn, _ := s.link.get(); conn != nil {
 				return conn.client, nil
@@ -116,18 +119,32 @@ func (s service) bridge(ctx context.Context, stream *execStream, process *guest.
 		}
 		_ = process.Close()
 	}()
+	queue, out := newStdinQueue(), &execSender{stream: stream}
+	var feeding sync.WaitGroup
+	defer feeding.Wait() // it must not send after the handler has returned
+	defer func() {
+		queue.kill()
+		_ = process.Close()
+	}()
+	if stdin {
+		feeding.Go(func() {
+			if err := s.feed(queue, process, out); err != nil {
+				cancel(err)
+			}
+		})
+	}
 	// The input side sits in Receive until the handler has returned: net/http ends it by closing the request's body.
 	// calls, which counts this handler already, waits for it.
 	s.calls.Go(func() {
-		if err := s.forwardInput(stream, process, stdin); err != nil {
+		if err := s.forwardInput(stream, process, queue, stdin); err != nil {
 			cancel(err)
 		}
 	})
-	err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{
-		Started: &bangerv1.ExecStarted{Pid: int32(process.Started.PID)},
+	err := out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{
+		Started: &bangerv1.ExecStarted{Pid: int32(process.Started.PID), StdinWindow: stdinWindow},
 	}})
 	if err == nil {
-		err = s.forwardOutput(stream, process)
+		err = s.forwardOutput(out, process)
 	}
 	if err == nil {
 		return nil
@@ -149,7 +166,7 @@ func (s service) execFault(ctx context.Context, err error) error {
 	if isFinal(err) {
 		return err
 	}
-	if status, _ := s.board.get(); status.GetPhase() != phaseReady {
+	if phase := s.board.phase(); phase != phaseReady && phase != phasePaused {
 		return fault.New(fault.Unavailable, "vm %s was stopped while the command ran", s.launch.Name).
 			WithHint("banger vm start %s", s.launch.Name)
 	}
@@ -157,7 +174,7 @@ func (s service) execFault(ctx context.Context, err error) error {
 }
 
 // forwardOutput sends what the command does. It returns nil after its exit was sent.
-func (s service) forwardOutput(stream *execStream, process *guest.Process) error {
+func (s service) forwardOutput(out *execSender, process *guest.Process) error {
 	for {
 		event, err := process.Next()
 		if err != nil {
@@ -165,17 +182,17 @@ func (s service) forwardOutput(stream *execStream, process *guest.Process) error
 		}
 		s.board.touch()
 		for chunk := range slices.Chunk(event.Stdout, maxChunk) {
-			if err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stdout{Stdout: chunk}}); err != nil {
+			if err := out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stdout{Stdout: chunk}}); err != nil {
 				return err
 			}
 		}
 		for chunk := range slices.Chunk(event.Stderr, maxChunk) {
-			if err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stderr{Stderr: chunk}}); err != nil {
+			if err := out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stderr{Stderr: chunk}}); err != nil {
 				return err
 			}
 		}
 		if event.Exited != nil {
-			return stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Exited{
+			return out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Exited{
 				Exited: &bangerv1.ExecExited{Code: int32(event.Exited.Code), Signal: event.Exited.Signal},
 			}})
 		}
@@ -184,43 +201,43 @@ func (s service) forwardOutput(stream *execStream, process *guest.Process) error
 
 // forwardInput passes on what the caller sends, until it has no more to send or the command has ended. An error means
 // that the caller is gone or sent nonsense, or that the guest is gone.
-func (s service) forwardInput(stream *execStream, process *guest.Process, stdin bool) error {
+func (s service) forwardInput(stream *execStream, process *guest.Process, queue *stdinQueue, stdin bool) error {
 	for {
 		msg, err := stream.Receive()
-		eof := errors.Is(err, io.EOF)
-		if err != nil && !eof {
+		if errors.Is(err, io.EOF) {
+			queue.end()
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		s.board.touch()
-		if msg.GetStdinEof() || eof {
-			if stdin {
-				err = process.CloseStdin()
-			}
+		if msg.GetStdinEof() {
+			queue.end()
 			stdin = false
 		} else {
-			err = s.input(msg, process, stdin)
+			err = s.input(msg, process, queue, stdin)
 		}
 		switch {
 		case errors.Is(err, io.ErrClosedPipe): // the command has ended: what comes now is of no use to anybody
+			queue.kill()
 			return nil
 		case fault.Is(err, fault.Invalid):
 			return err
-		case err != nil && !eof:
+		case err != nil:
 			return fault.Wrap(fault.Unavailable, err, "vm %s: the connection to the guest broke", s.launch.Name)
-		case eof:
-			return nil
 		}
 	}
 }
 
 // input passes on one message that is not the end of stdin.
-func (s service) input(msg *bangerv1.ExecRequest, process *guest.Process, stdin bool) error {
+func (s service) input(msg *bangerv1.ExecRequest, process *guest.Process, queue *stdinQueue, stdin bool) error {
 	switch kind := msg.GetKind().(type) {
 	case *bangerv1.ExecRequest_Stdin:
 		if !stdin {
 			return fault.New(fault.Invalid, "exec: stdin was sent after its end, or without being asked for")
 		}
-		return process.WriteStdin(kind.Stdin)
+		queue.put(kind.Stdin)
 	case *bangerv1.ExecRequest_Resize:
 		rows, cols := kind.Resize.GetRows(), kind.Resize.GetCols()
 		if rows > math.MaxUint16 || cols > math.MaxUint16 {
@@ -230,5 +247,5 @@ func (s service) input(msg *bangerv1.ExecRequest, process *guest.Process, stdin 
 	case *bangerv1.ExecRequest_Signal:
 		return process.Signal(kind.Signal)
 	}
-	return nil // a kind from the future
+	return nil // also for a kind from the future
 }

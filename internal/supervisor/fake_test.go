@@ -104,6 +104,10 @@ func (d *fakeDriver) Start(ctx context.Context, spec hypervisor.Spec) (hyperviso
 		d.last = fm.fakeMachine
 	case lateMachine:
 		d.last = fm.fakeMachine
+	case foreignMachine:
+		d.last = fm.fakeMachine
+	case plainMachine:
+		d.last = fm.Machine.(*fakeMachine)
 	}
 	return m, err
 }
@@ -128,6 +132,13 @@ type fakeMachine struct {
 	onSignal func(sig int) error
 	shutdown func(agentwire.Shutdown)
 	config   func(agentwire.Config) error
+	onPause  func() error
+	onResume func() error
+	onResize func(serial string, bytes uint64) error
+	stats    func() agentwire.Stats
+	ports    []agentwire.Port
+	grow     func(agentwire.Grow) (agentwire.Grown, error)
+	clock    func(agentwire.Clock)
 
 	mu    sync.Mutex
 	conns []net.Conn // host ends
@@ -262,6 +273,7 @@ type rig struct {
 	driver *fakeDriver
 	dir    vmdir.Dir
 	launch vmdir.Launch
+	step   func(string) error // of the next newSupervisor
 	http   *http.Client
 	client bangerv1connect.SupervisorServiceClient
 	cancel context.CancelFunc
@@ -303,11 +315,12 @@ func newRig(t *testing.T, driver *fakeDriver) *rig {
 
 func (r *rig) newSupervisor() {
 	log := slog.New(slog.NewTextHandler(testWriter{r.t}, nil))
-	r.sup = New(Config{Dir: r.dir, Drivers: map[string]hypervisor.Driver{"fake": r.driver}, Log: log})
+	r.sup = New(Config{Dir: r.dir, Drivers: map[string]hypervisor.Driver{"fake": r.driver}, Log: log, Step: r.step})
 	r.sup.times = times{
 		connect: time.Second, retry: 50 * time.Millisecond, grace: 200 * time.Millisecond, answer: 300 * time.Millisecond,
 		settle: 100 * time.Millisecond, doubt: 20 * time.Millisecond, quit: 100 * time.Millisecond, term: 100 * time.Millisecond,
-		kill: 200 * time.Millisecond, probe: time.Second, farewell: time.Second, closeLimit: 10 * time.Second,
+		kill: 200 * time.Millisecond, task: time.Second, grow: 2 * time.Second, clock: time.Second, ask: time.Second,
+		sample: 20 * time.Millisecond, fresh: 10 * time.Millisecond, measure: time.Second, probe: time.Second, farewell: time.Second, closeLimit: 10 * time.Second,
 	}
 }
 

@@ -23,7 +23,10 @@ import (
 // superviseForTest is the main function of a supervisor process with the fake VMM.
 func superviseForTest(dir vmdir.Dir) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	s := New(Config{Dir: dir, Drivers: map[string]hypervisor.Driver{"fake": fakevmm.New(fakevmm.Options{})}, Log: log})
+	s := New(Config{Dir: dir, Drivers: map[string]hypervisor.Driver{"fake": fakevmm.New(fakevmm.Options{})}, Log: log, Step: stepForTest})
+	if os.Getenv(failAtEnv) != "" {
+		s.times.settle, s.times.quit, s.times.term = 100*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+	}
 	if err := s.Run(context.Background()); err != nil {
 		return 1
 	}
@@ -36,19 +39,34 @@ type spawned struct {
 	ended <-chan struct{}
 }
 
-// spawn starts a supervisor as the daemon does and waits until its guest is ready.
-func (r *rig) spawn() spawned {
+// spawn starts a supervisor and waits until its guest is ready.
+func (r *rig) spawn(env ...string) spawned {
+	r.t.Helper()
+	s := r.spawnOnly(env...)
+	waitFor(r.t, "the guest", func() bool {
+		st, err := r.client.Status(r.t.Context(), connect.NewRequest(&bangerv1.SupervisorStatusRequest{}))
+		return err == nil && st.Msg.GetPhase() == phaseReady
+	})
+	return s
+}
+
+// spawnOnly starts a supervisor as the daemon does.
+func (r *rig) spawnOnly(env ...string) spawned {
 	r.t.Helper()
 	kernel := filepath.Join(string(r.dir), "vmlinux")
 	if err := os.WriteFile(kernel, nil, 0o600); err != nil {
 		r.t.Fatal(err)
 	}
-	r.launch.Machine = hypervisor.Spec{ID: string(r.launch.VMID), Name: "dev", CPUs: 1, Memory: 256 << 20, Kernel: kernel}
+	r.launch.Machine = hypervisor.Spec{
+		ID: string(r.launch.VMID), Name: "dev", CPUs: 1, Memory: 256 << 20, Kernel: kernel,
+		Disks:   r.launch.Machine.Disks,
+		Cmdline: []string{"vm=" + string(r.dir)}, // how vmms finds its processes
+	}
 	if err := r.dir.WriteLaunch(r.launch); err != nil {
 		r.t.Fatal(err)
 	}
 	log := r.dir.Path(paths.VMSupervisorLog)
-	id, ended, err := proc.Spawn([]string{"/proc/self/exe"}, append(os.Environ(), supervisorEnv+"="+string(r.dir)), log)
+	id, ended, err := proc.Spawn([]string{"/proc/self/exe"}, append(append(os.Environ(), "GORACE=atexit_sleep_ms=0", supervisorEnv+"="+string(r.dir)), env...), log)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -61,10 +79,6 @@ func (r *rig) spawn() spawned {
 			text, _ := os.ReadFile(log)
 			r.t.Logf("supervisor.log:\n%s", text)
 		}
-	})
-	waitFor(r.t, "the guest", func() bool {
-		st, err := r.client.Status(r.t.Context(), connect.NewRequest(&bangerv1.SupervisorStatusRequest{}))
-		return err == nil && st.Msg.GetPhase() == phaseReady
 	})
 	return spawned{id, ended}
 }

@@ -27,6 +27,9 @@ const flush = 50 * time.Millisecond
 // serve begins to answer on the VM's socket. The socket is closed to newcomers by u; hangUp lets callers take the
 // final status, cuts off those who do not after a farewell, and waits for all of them.
 func (s *Supervisor) serve(u *undo.Stack) (hangUp func(), err error) {
+	if err := s.at(StepBootListen); err != nil {
+		return nil, err
+	}
 	ln, err := sock.Listen(s.launch.Paths.SupervisorSocket(string(s.launch.VMID)))
 	if err != nil {
 		return nil, fault.Context(err, "listen")
@@ -110,7 +113,7 @@ func (d *door) shut() error {
 
 // publish writes the end of the VM into its status.
 func publish(st *bangerv1.SupervisorStatus, end ending) {
-	st.Phase, st.VmmPid = phaseExited, 0
+	st.Phase, st.VmmPid, st.Fault = phaseExited, 0, nil
 	st.Exit = &bangerv1.Exit{
 		Reason: end.exit.Reason, Code: int32(end.exit.Code), AtMs: end.exit.At.UnixMilli(), Expected: end.exit.Expected,
 	}

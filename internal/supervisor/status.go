@@ -10,12 +10,14 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
 )
 
-// Phases of a supervisor, in order. starting can go to exited directly, ready too.
+// Phases of a supervisor, in order, but that paused goes back to ready too. All can go to exited directly.
 const (
 	phaseStarting = "starting" // from the first moment until the guest has been configured
 	phaseReady    = "ready"
+	phasePaused   = "paused"   // the guest's CPUs stand still
 	phaseStopping = "stopping" // the stop ladder is under way
 	phaseExited   = "exited"   // the VMM is gone, and everything of this run on the host too
 )
@@ -44,6 +46,12 @@ func (b *board) get() (*bangerv1.SupervisorStatus, <-chan struct{}) {
 	return status, changed
 }
 
+func (b *board) phase() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.status.GetPhase()
+}
+
 // update changes the status. After exited nothing changes any more.
 func (b *board) update(change func(*bangerv1.SupervisorStatus)) {
 	b.mu.Lock()
@@ -69,6 +77,8 @@ func (b *board) session(delta int32) {
 
 // service is the supervisor's face to its callers. No call waits for the guest unless it says so.
 type service struct{ *Supervisor }
+
+var _ bangerv1connect.SupervisorServiceHandler = service{}
 
 // Status implements the RPC. It waits for nothing.
 func (s service) Status(context.Context, *connect.Request[bangerv1.SupervisorStatusRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {

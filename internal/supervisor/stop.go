@@ -90,7 +90,7 @@ func (s service) Stop(ctx context.Context, req *connect.Request[bangerv1.Supervi
 
 // rung is one step of the stop ladder.
 type rung struct {
-	name   string
+	name   string // of its step, too
 	reason string // what exit.json says when the VMM ended on this rung
 	try    func(context.Context) error
 	limit  time.Duration // of try; when it fails the next rung's turn comes soon
@@ -106,13 +106,13 @@ func (s *Supervisor) ladder(m hypervisor.Machine) []rung {
 	slow := fmt.Sprintf("stopped: the guest did not shut down within %v, ", grace)
 	return []rung{
 		{
-			name: "agent", reason: "stopped",
-			try:   func(ctx context.Context) error { return s.shutdownGuest(ctx, grace) },
+			name: StepStopAgent, reason: "stopped",
+			try:   func(ctx context.Context) error { return s.shutdownGuest(ctx, m, grace) },
 			limit: answer, wait: grace + s.times.settle,
 		},
-		{name: "quit", reason: slow + "the vmm was told to quit", try: m.Quit, limit: s.times.quit, wait: s.times.quit},
+		{name: StepStopQuit, reason: slow + "the vmm was told to quit", try: m.Quit, limit: s.times.quit, wait: s.times.quit},
 		{
-			name: "terminate", reason: slow + "the vmm was terminated",
+			name: StepStopTerminate, reason: slow + "the vmm was terminated",
 			try:   func(context.Context) error { return m.Signal(int(syscall.SIGTERM)) },
 			limit: s.times.term, wait: s.times.term,
 		},
@@ -126,7 +126,7 @@ func (s *Supervisor) climb(m hypervisor.Machine) string {
 			s.reap(m)
 			return "killed"
 		}
-		if s.step(m, r) {
+		if s.tryRung(m, r) {
 			return r.reason
 		}
 	}
@@ -137,12 +137,15 @@ func (s *Supervisor) climb(m hypervisor.Machine) string {
 	return fmt.Sprintf("killed: the guest did not shut down within %v and the vmm did not end", s.orders.graceTime())
 }
 
-// step tries one rung and reports whether the VMM is gone. An order to kill cuts it short.
-func (s *Supervisor) step(m hypervisor.Machine, r rung) bool {
+// tryRung tries one rung and reports whether the VMM is gone. An order to kill cuts it short.
+func (s *Supervisor) tryRung(m hypervisor.Machine, r rung) bool {
 	ctx, cancel := context.WithTimeout(s.orders.killed, r.limit)
 	defer cancel()
 	defer onDone(ctx, m, cancel)()
-	err := r.try(ctx)
+	err := s.at(r.name)
+	if err == nil {
+		err = r.try(ctx)
+	}
 	wait := r.wait
 	if err != nil && !isDone(m) {
 		s.log.Warn("stop: this way does not work", "rung", r.name, "error", err)
@@ -174,8 +177,17 @@ func onDone(ctx context.Context, m hypervisor.Machine, f func()) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
-// shutdownGuest tells the agent to go down. A connection that is lost at the moment gets the chance to come back.
-func (s *Supervisor) shutdownGuest(ctx context.Context, grace time.Duration) error {
+// shutdownGuest tells the agent to go down. A paused guest goes on for that; a connection that is lost at the moment
+// gets the chance to come back.
+func (s *Supervisor) shutdownGuest(ctx context.Context, m hypervisor.Machine, grace time.Duration) error {
+	if s.halted {
+		if err := s.at(StepStopResume); err != nil {
+			return err
+		}
+		if err := s.resume(ctx, m); err != nil {
+			return err
+		}
+	}
 	client, err := s.link.await(ctx)
 	if err != nil {
 		return err
@@ -186,6 +198,9 @@ func (s *Supervisor) shutdownGuest(ctx context.Context, grace time.Duration) err
 // reap kills the VMM and waits until it is gone. That has no bound: as long as the process is there it has the disk
 // open, and saying that the VM has ended would invite a second one onto it. Those who wait for it have bounds.
 func (s *Supervisor) reap(m hypervisor.Machine) {
+	if err := s.at(StepStopKill); err != nil {
+		s.log.Error("cannot do without killing the vmm", "error", err)
+	}
 	if err := m.Signal(int(syscall.SIGKILL)); err != nil {
 		s.log.Error("cannot kill the vmm", "pid", m.PID(), "error", err)
 	}

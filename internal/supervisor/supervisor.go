@@ -5,9 +5,10 @@
 // the record of how the VM ended. What it is to start stands in supervisor.json; callers watch and steer it through
 // SupervisorService on a socket that exists before the boot begins.
 //
-// One goroutine, the one in Run, leads the VM from phase to phase: boot (boot.go), then waiting, then the stop ladder
-// (stop.go). Everything else only reads the board (status.go), gives orders (stop.go) or uses the link to the guest
-// (link.go, exec.go), so a guest that hangs holds up nobody but those who speak with it.
+// One goroutine, the one in Run, leads the VM from phase to phase: boot (boot.go), then waiting for tasks (control.go),
+// then the stop ladder (stop.go). Nobody else changes the machine. Everything else only reads the board (status.go),
+// gives orders (stop.go) or uses the link to the guest (link.go, exec.go, meter.go), so a guest that hangs holds up
+// nobody but those who speak with it.
 //
 // The end has an order that callers may rely on. When a watcher hears of phase "exited", or a Stop returns, the VMM is
 // gone, exit.json is durable, and process.json, socket, run directory and lock are free: the VM can be started again
@@ -43,6 +44,8 @@ type Config struct {
 	Dir     vmdir.Dir                    // of the VM; supervisor.json is there
 	Drivers map[string]hypervisor.Driver // by the name that supervisor.json uses
 	Log     *slog.Logger
+	// Step is for tests: it is called before each of Steps and makes it fail. Nil in production.
+	Step func(name string) error
 }
 
 // Supervisor runs one VM once. Each of its parts has a lock of its own; none is held while another is taken, nor
@@ -53,12 +56,14 @@ type Supervisor struct {
 	drivers map[string]hypervisor.Driver
 	log     *slog.Logger
 	times   times
+	step    func(name string) error // see at
 
 	// Fixed once prepare has returned, which is before anybody can call.
 	launch  vmdir.Launch
 	driver  hypervisor.Driver
 	runDir  string
 	process vmdir.Process // its VMM is changed by the leading goroutine only
+	halted  bool          // the VMM was told to pause and has not resumed since; leading goroutine only
 	console *console
 	vmmLog  *vmmLog
 
@@ -66,6 +71,9 @@ type Supervisor struct {
 	board  *board
 	orders *orders
 	link   *link
+	meter  *meter
+	tasks  chan task      // taken by the leading goroutine while the guest is ready or paused
+	halts  chan string    // why the VMM has paused the guest; room for one, others are of the same kind
 	stuck  chan struct{}  // closed when the VMM survived SIGKILL for too long
 	gone   chan struct{}  // closed when phase exited has been published
 	done   chan struct{}  // closed when Run has returned
@@ -87,6 +95,13 @@ type times struct {
 	quit       time.Duration // the VMM's answer to Quit, and then its end
 	term       time.Duration // from SIGTERM to the end
 	kill       time.Duration // from SIGKILL until the VMM counts as stuck in the kernel
+	task       time.Duration // what the VMM is told to do: pause, resume
+	grow       time.Duration // growing the disk in VMM and guest
+	clock      time.Duration // setting the guest's clock
+	ask        time.Duration // the guest's answer to a question: what listens there
+	sample     time.Duration // between two samples of the history
+	fresh      time.Duration // a sample that old is still fresh
+	measure    time.Duration // the guest's part of a sample; it is left out when it takes longer
 	probe      time.Duration // for a guest that is ready to wait for the name of its accelerator
 	farewell   time.Duration // for callers to take what they asked for, at the end
 	closeLimit time.Duration // of Close
@@ -102,13 +117,15 @@ func New(c Config) *Supervisor {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Supervisor{
-		dir: c.Dir, drivers: c.Drivers, log: log.With("component", "supervisor"),
+		dir: c.Dir, drivers: c.Drivers, log: log.With("component", "supervisor"), step: c.Step,
 		times: times{
 			connect: 10 * time.Second, retry: 5 * time.Second, grace: 10 * time.Second, answer: 5 * time.Second,
 			settle: 5 * time.Second, doubt: 500 * time.Millisecond, quit: 2 * time.Second, term: 2 * time.Second, kill: 10 * time.Second,
+			task: 10 * time.Second, grow: time.Minute, clock: 5 * time.Second, ask: 10 * time.Second,
+			sample: 5 * time.Second, fresh: 200 * time.Millisecond, measure: 2 * time.Second,
 			probe: 500 * time.Millisecond, farewell: 2 * time.Second, closeLimit: 15 * time.Second,
 		},
-		orders: newOrders(), link: newLink(),
+		orders: newOrders(), link: newLink(), meter: newMeter(), tasks: make(chan task), halts: make(chan string, 1),
 		stuck: make(chan struct{}), gone: make(chan struct{}), done: make(chan struct{}),
 	}
 }
@@ -206,6 +223,9 @@ func (s *Supervisor) prepare(u *undo.Stack) error {
 	u.Add("remove process.json", func(context.Context) error {
 		return errors.Join(s.dir.RemoveProcess(), atomicfile.SyncDir(string(s.dir)))
 	})
+	if err := s.at(StepBootPrepare); err != nil {
+		return err
+	}
 	if err := s.dir.WriteProcess(s.process); err != nil {
 		return fault.Wrap(fault.Internal, err, "write process.json")
 	}
@@ -328,12 +348,19 @@ func (s *Supervisor) live() ending {
 		st.Phase, st.ReadyAtMs = phaseReady, time.Now().UnixMilli()
 	})
 	s.log.Info("guest is ready", "took", time.Since(s.process.StartedAt))
-	select {
-	case <-machine.Done():
-		return s.endedByItself(machine.Exit())
-	case <-s.orders.asked.Done():
+	wg.Go(func() { s.keepSampling(ctx) })
+	for s.orders.asked.Err() == nil {
+		select {
+		case <-machine.Done():
+			return s.endedByItself(machine.Exit())
+		case t := <-s.tasks:
+			t.done <- s.perform(t, machine)
+		case reason := <-s.halts:
+			s.guestHalted(reason)
+		case <-s.orders.asked.Done():
+		}
 	}
-	s.board.update(func(st *bangerv1.SupervisorStatus) { st.Phase = phaseStopping })
+	s.board.update(func(st *bangerv1.SupervisorStatus) { st.Phase, st.Fault = phaseStopping, nil })
 	reason := s.climb(machine)
 	return ending{exit: vmdir.Exit{Reason: reason, Code: machine.Exit().Code, Expected: true}}
 }
@@ -343,13 +370,20 @@ func (s *Supervisor) finish(u *undo.Stack, end ending) error {
 	end.exit.At = time.Now()
 	s.log.Info("vm has ended", "reason", end.exit.Reason, "expected", end.exit.Expected, "failed", end.exit.Failed)
 	var errs []error
-	if err := s.dir.WriteExit(end.exit); err != nil {
+	err := s.at(StepStopRecord)
+	if err == nil {
+		err = s.dir.WriteExit(end.exit)
+	}
+	if err != nil {
 		errs = append(errs, fmt.Errorf("write exit.json: %w", err))
+	}
+	if err := s.at(StepStopClean); err != nil {
+		errs = append(errs, err)
 	}
 	if err := u.Run(context.Background()); err != nil {
 		errs = append(errs, err)
 	}
-	err := errors.Join(errs...)
+	err = errors.Join(errs...)
 	if err != nil {
 		s.log.Error("the end of the vm left something behind", "error", err)
 	}

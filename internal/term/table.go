@@ -1,6 +1,7 @@
 package term
 
 import (
+	"cmp"
 	"strings"
 	"unicode/utf8"
 )
@@ -16,17 +17,41 @@ type Column struct {
 	Title string
 	Right bool // numbers
 	Fixed bool // never shortened
+	Least int  // how wide it is at least: for tables that are written again or row by row
+	// Rank says in which order columns are left out on a terminal that is too narrow: the highest first, 0 never. Those
+	// that are Extra are only shown on a terminal, if there is room and something to show.
+	Rank  int
+	Extra bool
 	// Paint returns the colour (an SGR parameter) of a cell; nil means none.
 	Paint func(cell string) string
 }
 
-// minShrunk is the narrowest that a column is made to save width.
-const minShrunk = 8
+const (
+	minShrunk   = 8    // the narrowest that a column is made to save width
+	comfortable = 20   // a column that can be shortened is not made narrower than that (or Least) to keep another one
+	gap         = "  " // between two columns
+)
 
-// Table writes t to stdout. On a terminal its widest columns are shortened until it fits; elsewhere nothing is.
+// Table writes t to stdout. On a terminal columns are left out by rank and its widest columns are shortened until it
+// fits; elsewhere nothing is shortened and only the extra columns are left out.
 func (t *Term) Table(table Table) error {
+	return t.answer(t.render(table))
+}
+
+// Lines is what Table would write, line by line, for a Screen. All of it is ASCII if the locale is not one of UTF-8.
+func (t *Term) Lines(table Table) []string {
+	text := strings.TrimSuffix(t.render(table), "\n")
+	if !t.utf8 {
+		text = strings.ReplaceAll(text, "…", "~")
+	}
+	return strings.Split(text, "\n")
+}
+
+func (t *Term) render(table Table) string {
+	cols := t.Width()
+	table = table.choose(cols)
 	widths := table.widths()
-	if cols := t.Width(); cols > 0 {
+	if cols > 0 {
 		table.shrink(widths, cols)
 	}
 	var b strings.Builder
@@ -38,13 +63,72 @@ func (t *Term) Table(table Table) error {
 	for _, row := range table.Rows {
 		t.row(&b, table, widths, row, false)
 	}
-	return t.answer(b.String())
+	return b.String()
+}
+
+// choose returns t without the columns that are not to be shown in so many columns of a terminal; 0: no terminal.
+func (table Table) choose(cols int) Table {
+	widths := table.widths()
+	shown := make([]bool, len(table.Columns))
+	total := -len(gap)
+	for i, c := range table.Columns {
+		if shown[i] = !c.Extra || (cols > 0 && !table.empty(i)); shown[i] {
+			if !c.Fixed {
+				widths[i] = min(widths[i], cmp.Or(c.Least, comfortable))
+			}
+			total += widths[i] + len(gap)
+		}
+	}
+	for cols > 0 && total > cols {
+		last := -1
+		for i, c := range table.Columns {
+			if shown[i] && c.Rank > 0 && (last < 0 || c.Rank > table.Columns[last].Rank) {
+				last = i
+			}
+		}
+		if last < 0 {
+			break
+		}
+		shown[last] = false
+		total -= widths[last] + len(gap)
+	}
+	return table.only(shown)
+}
+
+// empty reports whether column i has nothing to show.
+func (table Table) empty(i int) bool {
+	for _, row := range table.Rows {
+		if row[i] != "" && row[i] != "-" {
+			return false
+		}
+	}
+	return true
+}
+
+// only returns t with the columns that are shown.
+func (table Table) only(shown []bool) Table {
+	var out Table
+	for i, c := range table.Columns {
+		if shown[i] {
+			out.Columns = append(out.Columns, c)
+		}
+	}
+	for _, row := range table.Rows {
+		var cells []string
+		for i, cell := range row {
+			if shown[i] {
+				cells = append(cells, cell)
+			}
+		}
+		out.Rows = append(out.Rows, cells)
+	}
+	return out
 }
 
 func (table Table) widths() []int {
 	widths := make([]int, len(table.Columns))
 	for i, c := range table.Columns {
-		widths[i] = utf8.RuneCountInString(c.Title)
+		widths[i] = max(c.Least, utf8.RuneCountInString(c.Title))
 		for _, row := range table.Rows {
 			widths[i] = max(widths[i], utf8.RuneCountInString(Sanitize(row[i])))
 		}
@@ -54,7 +138,7 @@ func (table Table) widths() []int {
 
 // shrink takes width from the widest column that may be shortened until the table fits into cols.
 func (table Table) shrink(widths []int, cols int) {
-	total := 2 * (len(widths) - 1)
+	total := len(gap) * (len(widths) - 1)
 	for _, w := range widths {
 		total += w
 	}
@@ -86,7 +170,7 @@ func (t *Term) row(b *strings.Builder, table Table, widths []int, cells []string
 			cell += pad
 		}
 		if i > 0 {
-			line.WriteString("  ")
+			line.WriteString(gap)
 		}
 		line.WriteString(cell)
 	}

@@ -50,12 +50,14 @@ type Term struct {
 	outFD, errFD   int // -1 when it is no terminal
 	color          bool
 	dumb           bool // a terminal that knows no control sequences
+	utf8           bool // the locale's characters
 	width          int  // 0: ask the terminal
 
 	mu     sync.Mutex // guards the fields that follow, and all writes but those of a guest's command
 	format Format
 	live   *Progress // drawn on stderr at the moment; nil mostly
 	saved  *saved    // terminal modes to go back to; nil outside raw mode
+	screen *Screen   // that has been taken over; nil mostly
 }
 
 // Config says what to write to. Nil streams are the process's own.
@@ -86,6 +88,7 @@ func New(cfg Config) *Term {
 	}
 	t.dumb = cfg.Getenv("TERM") == "dumb"
 	t.color = cfg.Getenv("NO_COLOR") == "" && !t.dumb
+	t.utf8 = utf8Locale(cfg.Getenv)
 	return t
 }
 
@@ -101,11 +104,14 @@ func terminal(w any) int {
 	return -1
 }
 
-// Close ends progress and raw mode. It may be called more than once.
+// Close ends progress, a screen and raw mode. It may be called more than once.
 func (t *Term) Close() {
 	t.mu.Lock()
-	live := t.live
+	live, screen := t.live, t.screen
 	t.mu.Unlock()
+	if screen != nil {
+		screen.Close()
+	}
 	if live != nil {
 		live.Close()
 	}
@@ -170,6 +176,15 @@ func (t *Term) answer(text string) error {
 // WriteJSON writes v to stdout as indented JSON.
 func (t *Term) WriteJSON(v any) error {
 	data, err := encode(v, "  ")
+	if err != nil {
+		return err
+	}
+	return t.answer(string(data))
+}
+
+// WriteJSONLine writes v to stdout as JSON in one line: an element of an answer that has no end.
+func (t *Term) WriteJSONLine(v any) error {
+	data, err := encode(v, "")
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
 package vm
 
 import (
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"banger/internal/fault"
 )
@@ -27,7 +29,21 @@ type Spec struct {
 	User    string            `json:"user,omitempty"`
 	Workdir string            `json:"workdir,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
+
+	Description string        `json:"description,omitempty"`
+	Restart     RestartPolicy `json:"restart,omitempty"`
+	AutoStop    time.Duration `json:"auto_stop,omitempty"` // unused for so long, it is stopped; 0: never
 }
+
+// RestartPolicy says what happens when a VM ends that nobody stopped. Empty means RestartNo.
+type RestartPolicy string
+
+// The restart policies.
+const (
+	RestartNo        RestartPolicy = "no"
+	RestartOnFailure RestartPolicy = "on-failure" // it is started again, with growing pauses
+	RestartAlways    RestartPolicy = "always"     // likewise, and also when the host has booted
+)
 
 // Validate checks what can be checked without a host: sizes, counts, environment. It returns a fault of class Invalid.
 func (s *Spec) Validate() error {
@@ -41,6 +57,19 @@ func (s *Spec) Validate() error {
 	if s.Disk < MinDisk || s.Disk > MaxDisk {
 		return fault.New(fault.Invalid, "a disk of %s is not possible: it can be %s to %s", FormatSize(s.Disk),
 			FormatSize(MinDisk), FormatSize(MaxDisk)).WithHint("banger vm run --disk 10G")
+	}
+	if !slices.Contains([]RestartPolicy{"", RestartNo, RestartOnFailure, RestartAlways}, s.Restart) {
+		return fault.New(fault.Invalid, "unknown restart policy %q: one of no, on-failure, always", s.Restart).
+			WithHint("banger vm set --restart on-failure %s", s.Name)
+	}
+	if s.AutoStop < 0 {
+		return fault.New(fault.Invalid, "an idle time of %s is not possible", s.AutoStop).
+			WithHint("banger vm set --auto-stop 30m %s", s.Name)
+	}
+	for key := range s.Labels {
+		if key == "" || strings.ContainsAny(key, "= \t\n") || len(key) > 128 {
+			return fault.New(fault.Invalid, "label %q is not a name: no spaces, no '='", key)
+		}
 	}
 	for _, kv := range s.Env {
 		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsRune(kv, 0) {

@@ -38,6 +38,11 @@ type Record struct {
 	ImageDigest string    `json:"image_digest"` // sha256:...
 	KernelID    string    `json:"kernel_id"`    // digest of the kernel
 	CreatedAt   time.Time `json:"created_at"`
+
+	Driver        string `json:"driver,omitempty"`         // empty in records of older bangers: the configured one
+	KernelVersion string `json:"kernel_version,omitempty"` // likewise: what the kernel's own record says
+	// ResetToken is the word of a reset that the next start carries out (agentwire.Config.ResetRoot); empty: none.
+	ResetToken string `json:"reset_token,omitempty"`
 }
 
 // Launch is everything a supervisor needs. It holds no secrets.

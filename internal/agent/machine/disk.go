@@ -2,13 +2,11 @@ package machine
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -27,8 +25,9 @@ const (
 // diskTimeout is how long a disk may take to appear.
 const diskTimeout = 10 * time.Second
 
-// mountDisks finds the disks by their serials and mounts them and the overlay.
-func (m *Machine) mountDisks(ctx context.Context, disks agentwire.Disks) error {
+// mountDisks finds the disks by their serials and mounts them and the overlay, which is reset before if the word of reset
+// is a new one.
+func (m *Machine) mountDisks(ctx context.Context, disks agentwire.Disks, reset string) error {
 	const readOnly = unix.MS_RDONLY | unix.MS_NOATIME
 	if err := mountDisk(ctx, disks.Image, lowerDir, readOnly, ""); err != nil {
 		return err
@@ -41,8 +40,17 @@ func (m *Machine) mountDisks(ctx context.Context, disks agentwire.Disks) error {
 	if m.data, err = openDir(dataDir); err != nil {
 		return err
 	}
-	if err := m.grow(ctx, disks.Data); err != nil {
+	m.dataSerial = disks.Data
+	if _, err := m.grow(ctx, 0); err != nil {
 		m.Log("the data disk keeps its old size: " + err.Error()) // and is as good as before
+	}
+	leftover, err := resetRoot(dataDir, reset)
+	if err != nil {
+		return fault.Context(err, "reset")
+	}
+	if leftover != "" {
+		base := "/proc/self/fd/" + strconv.Itoa(m.data) // dataDir has no path any more once the root is switched
+		go func() { _ = os.RemoveAll(filepath.Join(base, filepath.Base(leftover))) }()
 	}
 	if disks.Modules != "" {
 		if err := mountDisk(ctx, disks.Modules, modulesDir, readOnly, ""); err != nil {
@@ -102,85 +110,6 @@ func mountOverlay() error {
 	options := "redirect_dir=on,lowerdir=" + lowerDir + ",upperdir=" + upper + ",workdir=" + work
 	if err := unix.Mount("overlay", rootDir, "overlay", unix.MS_NOATIME, options); err != nil {
 		return fault.Wrap(mountClass(err), err, "mount the overlay")
-	}
-	return nil
-}
-
-// ext4 is what has to be known of a file system to grow it.
-type ext4 struct {
-	blocks    uint64
-	blockSize uint64
-}
-
-// Places in ext4's superblock, which is 1024 bytes into the device.
-const (
-	superblockOffset = 1024
-	superblockLen    = 1024
-	offBlocksLow     = 0x4
-	offLogBlockSize  = 0x18
-	offMagic         = 0x38
-	offIncompat      = 0x60
-	offBlocksHigh    = 0x150
-
-	ext4Magic      = 0xef53
-	incompat64Bit  = 0x80
-	maxLogBlockLen = 6
-
-	ext4IocResizeFS = 0x40086610 // _IOW('f', 16, __u64)
-)
-
-// parseSuperblock reads a superblock.
-func parseSuperblock(b []byte) (ext4, error) {
-	le := binary.LittleEndian
-	if len(b) < superblockLen || le.Uint16(b[offMagic:]) != ext4Magic {
-		return ext4{}, errors.New("no ext4 file system")
-	}
-	log := le.Uint32(b[offLogBlockSize:])
-	if log > maxLogBlockLen {
-		return ext4{}, errors.New("impossible block size in the ext4 file system")
-	}
-	fs := ext4{blocks: uint64(le.Uint32(b[offBlocksLow:])), blockSize: 1024 << log}
-	if le.Uint32(b[offIncompat:])&incompat64Bit != 0 {
-		fs.blocks |= uint64(le.Uint32(b[offBlocksHigh:])) << 32
-	}
-	return fs, nil
-}
-
-// grow makes the data disk's file system as large as its device.
-func (m *Machine) grow(ctx context.Context, serial string) error {
-	path, err := findDisk(ctx, serial)
-	if err != nil {
-		return err
-	}
-	device, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = device.Close() }()
-	super := make([]byte, superblockLen)
-	if _, err := device.ReadAt(super, superblockOffset); err != nil {
-		return err
-	}
-	fs, err := parseSuperblock(super)
-	if err != nil {
-		return err
-	}
-	size, err := device.Seek(0, 2)
-	if err != nil {
-		return err
-	}
-	want := uint64(size) / fs.blockSize
-	if want <= fs.blocks {
-		return nil
-	}
-	dir, err := os.Open(dataDir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), ext4IocResizeFS, uintptr(unsafe.Pointer(&want)))
-	if errno != 0 {
-		return os.NewSyscallError("resize", errno)
 	}
 	return nil
 }

@@ -23,15 +23,19 @@ const (
 // setIdentity sets the clock, the state of the random number generator and the host name.
 func setIdentity(config agentwire.Config) error {
 	if config.UnixNano > 0 {
-		now := unix.NsecToTimespec(config.UnixNano)
-		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &now); err != nil {
-			return os.NewSyscallError("clock_settime", err)
+		if err := setClock(config.UnixNano); err != nil {
+			return err
 		}
 	}
 	if err := addEntropy(config.Entropy); err != nil {
 		return err
 	}
 	return os.NewSyscallError("sethostname", unix.Sethostname([]byte(config.Hostname)))
+}
+
+func setClock(unixNano int64) error {
+	now := unix.NsecToTimespec(unixNano)
+	return os.NewSyscallError("clock_settime", unix.ClockSettime(unix.CLOCK_REALTIME, &now))
 }
 
 // addEntropy credits entropy and has the generator use it from now on. Without it two guests of one snapshot would

@@ -28,7 +28,8 @@ import (
 
 // Machine is the guest. It implements agent.System.
 type Machine struct {
-	kmsg *os.File // nil if there is none
+	kmsg     *os.File // nil if there is none
+	powerOff bool     // the machine can power itself off; fixed by Boot
 
 	shutdownOnce sync.Once
 	settling     *time.Timer // runs settle; never nil
@@ -39,6 +40,8 @@ type Machine struct {
 	// The roots of mounts that have no path any more once the root is switched; -1 before.
 	oldRoot, data, modules int
 	switched               bool
+	dataSerial             string // of the data disk
+	nic                    string // "" for none
 }
 
 // New returns the machine of this process, which is PID 1.
@@ -60,6 +63,7 @@ func (m *Machine) Boot() error {
 	}
 	// Without it nothing is logged but by what the kernel gave PID 1 as standard error.
 	m.kmsg, _ = os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	m.powerOff = canPowerOff() // /sys is gone when it matters
 	raiseLimits()
 	return m.loadModules()
 }
@@ -81,7 +85,7 @@ func (m *Machine) Configure(ctx context.Context, config agentwire.Config) (agent
 	result := agentwire.Configured{Millis: map[string]int64{}}
 	for _, s := range []step{
 		{"identity", func() error { return setIdentity(config) }},
-		{"disks", func() error { return m.mountDisks(ctx, config.Disks) }},
+		{"disks", func() error { return m.mountDisks(ctx, config.Disks, config.ResetRoot) }},
 		{"root", m.switchRoot},
 		{"system", mountSystem},
 		{"keep", func() error { return m.mountKeeps(config.User) }},

@@ -130,6 +130,33 @@ func FuzzParseSuperblock(f *testing.F) {
 	})
 }
 
+func TestHasPowerRegister(t *testing.T) {
+	fadt := func(length int, edit func([]byte)) []byte {
+		b := make([]byte, length)
+		edit(b)
+		return b
+	}
+	reduced := func(b []byte) { binary.LittleEndian.PutUint32(b[112:], 1<<20) }
+	for _, tc := range []struct {
+		name  string
+		table []byte
+		want  bool
+	}{
+		{"none", nil, false},
+		{"short", make([]byte, 100), false},
+		{"no register", fadt(276, func([]byte) {}), false},
+		{"PM1a", fadt(116, func(b []byte) { b[64] = 4 }), true},
+		{"PM1a, extended", fadt(276, func(b []byte) { b[176] = 4 }), true},
+		{"reduced, no register", fadt(276, func(b []byte) { reduced(b); b[64] = 4 }), false},
+		{"reduced, short", fadt(244, reduced), false},
+		{"reduced", fadt(276, func(b []byte) { reduced(b); b[249] = 6 }), true},
+	} {
+		if got := hasPowerRegister(tc.table); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
+	}
+}
+
 func TestCheckRefuses(t *testing.T) {
 	good := agentwire.Config{
 		Hostname: "dev", Disks: agentwire.Disks{Image: "i", Data: "d"},

@@ -68,6 +68,7 @@ func (m *Machine) setNetwork(ctx context.Context, n *agentwire.Network) error {
 	if _, err := poll(ctx, nicTimeout, func() (bool, error) { nic = findNIC(); return nic != "", nil }); err != nil || nic == "" {
 		return fault.New(fault.Unavailable, "the guest has no network interface")
 	}
+	m.nic = nic
 	return parsed.apply(fd, nic)
 }
 

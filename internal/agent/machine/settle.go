@@ -20,8 +20,7 @@ func (m *Machine) settle() {
 	if m.data < 0 {
 		return
 	}
-	// m.data has no path any more and is not open for reading, which syncfs wants.
-	fd, err := unix.Openat(m.data, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := m.openData()
 	if err == nil {
 		err = unix.Syncfs(fd)
 		_ = unix.Close(fd)

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/signal"
@@ -26,13 +27,16 @@ const (
 	busyGrace = time.Second
 )
 
-// Shutdown ends every process, unmounts the disks and ends the machine. It does not return.
-func (m *Machine) Shutdown(s agentwire.Shutdown) {
+// Shutdown ends every process, unmounts the disks and powers the machine off. It does not return.
+func (m *Machine) Shutdown(s agentwire.Shutdown) { m.goDown(s, m.PowerOff) }
+
+// goDown is the way down; end, which does not return, is its last step.
+func (m *Machine) goDown(s agentwire.Shutdown, end func()) {
 	m.shutdownOnce.Do(func() {
 		grace := max(time.Duration(s.GraceMillis)*time.Millisecond, 0)
 		m.Log("the guest goes down")
-		defer m.PowerOff() // also if what follows panics
-		watchdog := time.AfterFunc(grace+killGrace+unmountGrace, m.PowerOff)
+		defer end() // also if what follows panics
+		watchdog := time.AfterFunc(grace+killGrace+unmountGrace, m.Reset)
 		defer watchdog.Stop()
 		endProcesses(grace)
 		unix.Sync()
@@ -44,12 +48,49 @@ func (m *Machine) Shutdown(s agentwire.Shutdown) {
 	sleepForever() // another goroutine is at it
 }
 
-// PowerOff ends the machine at once. The kernel was told to reboot by a triple fault and the VMM to end on a reboot:
-// that works on machines without any power management.
+// PowerOff ends the machine at once, in the way that the VMM reports as its own doing if there is one.
 func (m *Machine) PowerOff() {
+	if m.powerOff {
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	}
+	m.Reset()
+}
+
+// Reset ends the machine at once in the way of a guest that failed. The kernel was told to reboot by a triple fault
+// and the VMM to end on a reboot: that works on machines without any power management.
+func (m *Machine) Reset() {
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	m.Error("the kernel does not reboot")
 	sleepForever()
+}
+
+// canPowerOff reports whether the machine has a register for that (ACPI's table FADT). Trying is not the way to find
+// out: without one the kernel halts instead, from which nothing comes back.
+func canPowerOff() bool {
+	table, err := os.ReadFile("/sys/firmware/acpi/tables/FACP")
+	return err == nil && hasPowerRegister(table)
+}
+
+// hasPowerRegister looks into a FADT for the address of the sleep control register, which hardware-reduced machines
+// such as QEMU's microvm have, or of the PM1a control block, which others have.
+func hasPowerRegister(fadt []byte) bool {
+	const (
+		pm1aControl   = 64      // 32 bits
+		pm1aExtended  = 172 + 4 // the address in a generic address structure
+		sleepControl  = 244 + 4 // likewise
+		flags         = 112     // 32 bits
+		reducedFlag   = 1 << 20 // HW_REDUCED_ACPI: there is no PM1a, whatever stands there
+		shortestTable = flags + 4
+	)
+	le := binary.LittleEndian
+	if len(fadt) < shortestTable {
+		return false
+	}
+	extended := func(offset int) bool { return len(fadt) >= offset+8 && le.Uint64(fadt[offset:]) != 0 }
+	if le.Uint32(fadt[flags:])&reducedFlag != 0 {
+		return extended(sleepControl)
+	}
+	return le.Uint32(fadt[pm1aControl:]) != 0 || extended(pm1aExtended)
 }
 
 // sleepForever parks this goroutine. A bare select{} on the last goroutine is fatal to the Go runtime, and so would
@@ -74,7 +115,11 @@ func (m *Machine) ServeSignals() {
 		case <-ignored:
 		case sig := <-asked:
 			m.Log("asked to go down by " + sig.String())
-			m.Shutdown(agentwire.Shutdown{GraceMillis: defaultGrace.Milliseconds()})
+			end := m.PowerOff
+			if sig == syscall.SIGTERM || sig == syscall.Signal(rtmin+5) {
+				end = m.Reset // reboot
+			}
+			m.goDown(agentwire.Shutdown{GraceMillis: defaultGrace.Milliseconds()}, end)
 		}
 	}
 }

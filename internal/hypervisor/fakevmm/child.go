@@ -1,6 +1,8 @@
 package fakevmm
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,12 +11,17 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"banger/internal/agent"
+	"banger/internal/agent/procfs"
 	"banger/internal/agentwire"
+	"banger/internal/fault"
 	"banger/internal/hypervisor"
 )
 
@@ -23,6 +30,16 @@ const (
 	fdWords   = 3
 	fdOrders  = 4
 	wordReady = "ready"
+	wordDone  = "done" // the last order but quit was carried out
+	wordHalt  = "halt" // paused without an order
+)
+
+// What it is told on the other, a line each.
+const (
+	orderQuit   = "quit"
+	orderPause  = "pause"
+	orderResume = "resume"
+	orderResize = "resize" // BYTES SERIAL
 )
 
 // closeTimeout bounds how long the agent's commands are waited for when the machine ends.
@@ -51,7 +68,7 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "fake vmm: death at the start was asked for")
 		return 1
 	}
-	c := &child{spec: spec, words: os.NewFile(fdWords, "words"), ended: make(chan string, 1)}
+	c := &child{spec: spec, words: os.NewFile(fdWords, "words"), ended: make(chan string, 1), gate: newGate()}
 	return c.run()
 }
 
@@ -60,8 +77,9 @@ type child struct {
 	spec  childSpec
 	words *os.File
 	ended chan string // the reason of the end; the first one counts
+	gate  *gate       // shut while the machine is paused
 
-	mu         sync.Mutex // mu guards the field below
+	mu         sync.Mutex // mu guards the fields below; Disks of spec too
 	configured agentwire.Config
 }
 
@@ -74,6 +92,56 @@ func (c *child) Configure(_ context.Context, config agentwire.Config) (agentwire
 	c.mu.Unlock()
 	fmt.Printf("fake vmm: configured as %s\n", config.Hostname)
 	return agentwire.Configured{Millis: map[string]int64{"fake": 0}}, nil
+}
+
+// Stats says little, and always the same: this machine has no traffic of its own.
+func (c *child) Stats() (agentwire.Stats, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	data := c.spec.Disks[c.configured.Disks.Data]
+	return agentwire.Stats{
+		MemoryTotal: c.spec.Memory, MemoryAvailable: c.spec.Memory / 4 * 3, Processes: 1, DataTotal: data, DataUsed: data / 10,
+	}, nil
+}
+
+// Ports lists what the commands of this machine listen on: of the host's, the ports of processes that descend from this.
+func (c *child) Ports() (agentwire.Ports, error) {
+	all, err := procfs.Root("/proc").Ports()
+	all.Ports = slices.DeleteFunc(all.Ports, func(p agentwire.Port) bool { return !descends(p.PID, os.Getpid()) })
+	return all, err
+}
+
+// descends reports whether a process was started by ancestor or by one that was.
+func descends(pid, ancestor int) bool {
+	for pid > 1 && pid != ancestor {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return false
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // state, parent
+		if len(fields) < 2 {
+			return false
+		}
+		pid, _ = strconv.Atoi(fields[1])
+	}
+	return pid == ancestor
+}
+
+// Grow believes that the file system is as large as the disk.
+func (c *child) Grow(_ context.Context, g agentwire.Grow) (agentwire.Grown, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := c.spec.Disks[c.configured.Disks.Data]
+	if size < g.Bytes {
+		return agentwire.Grown{}, fault.New(fault.Timeout, "the disk has %d bytes and not the expected %d", size, g.Bytes)
+	}
+	return agentwire.Grown{Device: size, FileSystem: size}, nil
+}
+
+// SetClock leaves the host's clock alone.
+func (c *child) SetClock(clock agentwire.Clock) error {
+	fmt.Printf("fake vmm: clock set to %s\n", time.Unix(0, clock.UnixNano).UTC().Format(time.RFC3339))
+	return nil
 }
 
 // Shutdown ends the machine as a guest that powers off.
@@ -108,6 +176,7 @@ func (c *child) run() int {
 	fmt.Fprintln(c.words, wordReady)
 
 	reason := <-c.ended
+	c.gate.set(false)
 	cancel()
 	listener.Close() // removes the socket
 	closed := make(chan struct{})
@@ -139,25 +208,34 @@ func (c *child) serve(ctx context.Context, listener net.Listener, server *agent.
 			conn.Close()
 			continue
 		}
-		if err := server.Serve(ctx, conn); err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
+		if err := server.Serve(ctx, gated{conn, c.gate}); err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
 			fmt.Println("fake vmm: session:", err)
 		}
 	}
 }
 
-// obey waits for the order to quit. The end of the orders means that the driver's process is gone.
+// obey carries orders out. The end of the orders means that the driver's process is gone.
 func (c *child) obey(orders *os.File) {
-	buf := make([]byte, 1)
-	for {
-		n, err := orders.Read(buf)
-		if err != nil {
-			c.end(hypervisor.ReasonQuit)
-			return
+	lines := bufio.NewScanner(orders)
+	for lines.Scan() {
+		order, rest, _ := strings.Cut(lines.Text(), " ")
+		switch order {
+		case orderQuit:
+			if !c.spec.Faults.IgnoreQuit {
+				c.end(hypervisor.ReasonQuit)
+			}
+			continue
+		case orderPause, orderResume:
+			c.gate.set(order == orderPause)
+		case orderResize:
+			size, serial, _ := strings.Cut(rest, " ")
+			c.mu.Lock()
+			c.spec.Disks[serial], _ = strconv.ParseUint(size, 10, 64)
+			c.mu.Unlock()
 		}
-		if n == 1 && !c.spec.Faults.IgnoreQuit {
-			c.end(hypervisor.ReasonQuit)
-		}
+		fmt.Fprintln(c.words, wordDone)
 	}
+	c.end(hypervisor.ReasonQuit)
 }
 
 // watchSignals ends the machine on SIGTERM. The other two are taken and not ignored: the commands that the agent starts
@@ -181,5 +259,8 @@ func (c *child) arm() {
 	}
 	if d := c.spec.Faults.PanicAfter; d > 0 {
 		time.AfterFunc(d, func() { c.end(hypervisor.ReasonGuestReset) })
+	}
+	if d := c.spec.Faults.HaltAfter; d > 0 {
+		time.AfterFunc(d, func() { c.gate.set(true); fmt.Fprintln(c.words, wordHalt) })
 	}
 }

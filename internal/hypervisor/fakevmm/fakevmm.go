@@ -6,8 +6,9 @@
 // Main first of all, which does nothing unless this process was started as a fake VMM. It must never be in the driver
 // map of the production binary: commands "in the guest" run on the host, as the user, without any isolation.
 //
-// What differs from a real VMM, besides that: disks are looked for but not read, the console has two lines, and the
-// commands of a machine that was killed with SIGKILL live on until they notice that their streams are gone.
+// What differs from a real VMM, besides that: disks are looked for but not read, the console has two lines, a paused
+// machine is one whose channel stands still while its commands go on, and the commands of a machine that was killed
+// with SIGKILL live on until they notice that their streams are gone.
 package fakevmm
 
 import (
@@ -15,7 +16,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -60,7 +61,7 @@ func (d *Driver) Name() string { return "fake" }
 
 // Features says that the agent channel is one stream, like QEMU's.
 func (d *Driver) Features() hypervisor.Features {
-	return hypervisor.Features{MaxCPUs: maxCPUs, MuxedAgent: true}
+	return hypervisor.Features{MaxCPUs: maxCPUs, MuxedAgent: true, Pause: true, ResizeDisk: true}
 }
 
 // Probe always finds something.
@@ -87,6 +88,8 @@ func (d *Driver) binary() (string, error) {
 type childSpec struct {
 	Name   string
 	Socket string
+	Memory uint64
+	Disks  map[string]uint64 // sizes by serial
 	Faults Faults
 }
 
@@ -109,7 +112,8 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 		return nil, fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "start fake vmm")
 	}
 	m := &Machine{
-		name: spec.Name, ready: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{}),
+		name: spec.Name, spec: spec, turn: make(chan struct{}, 1), obeyed: make(chan struct{}),
+		ready: make(chan struct{}), told: make(chan struct{}), done: make(chan struct{}),
 	}
 	if err := m.spawn(d, spec, faults); err != nil {
 		return nil, err
@@ -139,6 +143,9 @@ func (d *Driver) faults(name string) (Faults, error) {
 // Machine is one child process.
 type Machine struct {
 	name    string
+	spec    hypervisor.Spec
+	turn    chan struct{} // full while an order that is answered is under way
+	obeyed  chan struct{} // receives when the child has carried an order out
 	process *vmmproc.Process
 	ready   chan struct{} // closed when the child says that it listens
 	told    chan struct{} // closed when the child's words have ended; reason is fixed then
@@ -151,7 +158,11 @@ type Machine struct {
 	orders *os.File   // the child reads orders to quit from the other end of this pipe; nil after done
 }
 
-var _ hypervisor.Machine = (*Machine)(nil)
+var (
+	_ hypervisor.Machine     = (*Machine)(nil)
+	_ hypervisor.Pauser      = (*Machine)(nil)
+	_ hypervisor.DiskResizer = (*Machine)(nil)
+)
 
 // spawn starts the child with two pipes: words from it and orders to it.
 func (m *Machine) spawn(d *Driver, spec hypervisor.Spec, faults Faults) (err error) {
@@ -160,7 +171,11 @@ func (m *Machine) spawn(d *Driver, spec hypervisor.Spec, faults Faults) (err err
 		return err
 	}
 	m.agent.Path = filepath.Join(spec.RunDir, agentSocket)
-	config, err := json.Marshal(childSpec{Name: spec.Name, Socket: m.agent.Path, Faults: faults})
+	sizes, err := diskSizes(spec)
+	if err != nil {
+		return err
+	}
+	config, err := json.Marshal(childSpec{Name: spec.Name, Socket: m.agent.Path, Memory: spec.Memory, Disks: sizes, Faults: faults})
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "fake vmm")
 	}
@@ -194,15 +209,36 @@ func (m *Machine) spawn(d *Driver, spec hypervisor.Spec, faults Faults) (err err
 	return nil
 }
 
-// listen takes the child's words: "ready", then the reason of its end.
+func diskSizes(spec hypervisor.Spec) (map[string]uint64, error) {
+	sizes := map[string]uint64{}
+	for _, disk := range spec.Disks {
+		info, err := os.Stat(disk.Path)
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "fake vmm: disk %s", disk.Serial)
+		}
+		sizes[disk.Serial] = uint64(info.Size())
+	}
+	return sizes, nil
+}
+
+// listen takes the child's words: "ready", "done" after each order that is answered, "halt", then the reason of its end.
 func (m *Machine) listen(words *os.File) {
 	defer close(m.told)
 	defer words.Close()
-	lines := bufio.NewScanner(io.LimitReader(words, 4096))
+	lines := bufio.NewScanner(words)
 	for lines.Scan() {
 		switch word := lines.Text(); word {
 		case wordReady:
 			close(m.ready)
+		case wordHalt:
+			if m.spec.Halted != nil {
+				m.spec.Halted("the host cannot write to the vm's disk: no space left on device")
+			}
+		case wordDone:
+			select {
+			case m.obeyed <- struct{}{}:
+			case <-m.process.Exited(): // whoever gave the order has given up, or will
+			}
 		default:
 			m.reason = word
 		}
@@ -234,16 +270,71 @@ func (m *Machine) ConnectAgent(ctx context.Context) (net.Conn, error) {
 
 // Quit tells the child to end.
 func (m *Machine) Quit(context.Context) error {
+	return fault.Context(m.order(orderQuit), "quit fake vmm of %s", m.name)
+}
+
+// order sends the child an order. It does nothing when the child has ended.
+func (m *Machine) order(text string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.orders == nil {
 		return nil
 	}
-	// One byte always fits into the pipe, so this does not block.
-	if _, err := m.orders.WriteString("q"); err != nil && !errors.Is(err, syscall.EPIPE) {
-		return fault.Wrap(fault.Internal, err, "quit fake vmm of %s", m.name)
+	// A line always fits into the pipe, so this does not block.
+	if _, err := m.orders.WriteString(text + "\n"); err != nil && !errors.Is(err, syscall.EPIPE) {
+		return err
 	}
 	return nil
+}
+
+// command sends an order and waits until the child has carried it out.
+func (m *Machine) command(ctx context.Context, text string) error {
+	late := func() error {
+		return fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "fake vmm of %s: %s", m.name, text)
+	}
+	select {
+	case m.turn <- struct{}{}:
+	case <-ctx.Done():
+		return late()
+	}
+	answer := make(chan error, 1)
+	go func() { // ends with the child at the latest
+		defer func() { <-m.turn }()
+		if err := m.order(text); err != nil {
+			answer <- fault.Wrap(fault.Internal, err, "fake vmm of %s: %s", m.name, text)
+			return
+		}
+		select {
+		case <-m.obeyed:
+			answer <- nil
+		case <-m.done:
+			answer <- fault.New(fault.Conflict, "fake vmm of %s: it has ended", m.name)
+		}
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return late()
+	}
+}
+
+// Pause makes the child's channel stand still.
+func (m *Machine) Pause(ctx context.Context) error { return m.command(ctx, orderPause) }
+
+// Resume makes it go on.
+func (m *Machine) Resume(ctx context.Context) error { return m.command(ctx, orderResume) }
+
+// ResizeDisk sets the length of the disk's file, as QEMU does, and tells the child.
+func (m *Machine) ResizeDisk(ctx context.Context, serial string, bytes uint64) error {
+	i, err := m.spec.GrowableDisk(serial, bytes)
+	if err != nil {
+		return err
+	}
+	if err := os.Truncate(m.spec.Disks[i].Path, int64(bytes)); err != nil {
+		return fault.Wrap(fault.Internal, err, "fake vmm: disk %s", serial)
+	}
+	return m.command(ctx, fmt.Sprintf("%s %d %s", orderResize, bytes, serial))
 }
 
 // Signal sends a signal to the child.

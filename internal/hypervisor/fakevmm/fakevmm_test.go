@@ -108,3 +108,25 @@ func TestFaultsOfARunningMachine(t *testing.T) {
 		})
 	}
 }
+
+func TestHaltIsTold(t *testing.T) {
+	s := spec(t)
+	told := make(chan string, 1)
+	s.Halted = func(reason string) { told <- reason }
+	m, err := fakevmm.New(fakevmm.Options{Faults: "halt-after=10ms"}).Start(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Signal(int(syscall.SIGKILL)); <-m.Done() }()
+	select {
+	case reason := <-told:
+		if !strings.Contains(reason, "no space left") {
+			t.Errorf("reason %q", reason)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("nothing is told")
+	}
+	if err := m.(hypervisor.Pauser).Resume(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -20,11 +20,12 @@ type Faults struct {
 	IgnoreQuit     bool          // Quit has no effect
 	IgnoreTerm     bool          // SIGTERM has no effect
 	PanicAfter     time.Duration // the guest resets that long after its start, as after a kernel panic
+	HaltAfter      time.Duration // the machine is paused that long after its start, as by a host without space
 }
 
 // ParseFaults reads a comma-separated list and returns what it says about the machine of that name. Each item is a
-// fault: start-error, die-at-start, never-ready, die-after=200ms, panic-after=200ms, ignore-shutdown, ignore-quit,
-// ignore-term, with NAME/ before it if it is for the machine NAME alone: "dev/never-ready,ignore-quit".
+// fault: start-error, die-at-start, never-ready, die-after=200ms, panic-after=200ms, halt-after=200ms, ignore-shutdown,
+// ignore-quit, ignore-term, with NAME/ before it if it is for the machine NAME alone: "dev/never-ready,ignore-quit".
 func ParseFaults(text, name string) (Faults, error) {
 	var f Faults
 	for item := range strings.SplitSeq(text, ",") {
@@ -63,6 +64,8 @@ func (f *Faults) set(item string) error {
 		f.DieAfter, err = time.ParseDuration(value)
 	case "panic-after":
 		f.PanicAfter, err = time.ParseDuration(value)
+	case "halt-after":
+		f.HaltAfter, err = time.ParseDuration(value)
 	default:
 		return fault.New(fault.Invalid, "fake vmm: unknown fault %q", item)
 	}

@@ -85,6 +85,9 @@ func Run(t *testing.T, h Harness) {
 	t.Run("context has no effect after start", h.contextAfterStart)
 	t.Run("vmm dies with its parent", h.parentKilled)
 	t.Run("machines at the same time", h.together)
+	t.Run("pause and resume", h.pause)
+	t.Run("a paused machine ends", h.endPaused)
+	t.Run("resize disk", h.resizeDisk)
 	t.Run("no leaks", h.leaks)
 }
 

@@ -21,6 +21,7 @@ import (
 type machine struct {
 	hypervisor.Machine
 	runDir  string
+	disks   []hypervisor.Disk
 	console *buffer
 }
 
@@ -56,7 +57,7 @@ func (h Harness) start(t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{Machine: started, runDir: spec.RunDir, console: console}
+	m := &machine{Machine: started, runDir: spec.RunDir, disks: spec.Disks, console: console}
 	t.Cleanup(func() {
 		_ = m.Signal(int(syscall.SIGKILL))
 		<-m.Done()

@@ -117,7 +117,7 @@ func devices(spec hypervisor.Spec) []string {
 	a := []string{"-global", "virtio-mmio.force-legacy=false"}
 	for i, disk := range spec.Disks {
 		a = append(a, "-blockdev", blockdev(i, disk),
-			"-device", fmt.Sprintf("virtio-blk-device,drive=disk%d,serial=%s", i, escape(disk.Serial)))
+			"-device", fmt.Sprintf("virtio-blk-device,drive=%s,serial=%s", nodeName(i), escape(disk.Serial)))
 	}
 	a = append(a,
 		"-device", "virtio-serial-device,id=serial",
@@ -158,7 +158,7 @@ func blockdev(i int, disk hypervisor.Disk) string {
 		"driver": "file", "filename": disk.Path, "aio": "threads", "locking": "auto",
 		"cache": map[string]any{"direct": false, "no-flush": false},
 	}
-	node := map[string]any{"driver": "raw", "node-name": fmt.Sprintf("disk%d", i), "file": file}
+	node := map[string]any{"driver": "raw", "node-name": nodeName(i), "file": file}
 	if disk.ReadOnly {
 		node["read-only"], file["read-only"], file["locking"] = true, true, "off"
 	} else {
@@ -170,6 +170,9 @@ func blockdev(i int, disk hypervisor.Disk) string {
 	}
 	return string(text)
 }
+
+// nodeName is what QEMU calls the disk at place i of the Spec.
+func nodeName(i int) string { return fmt.Sprintf("disk%d", i) }
 
 // processName is what the host's process list shows: the kernel keeps 15 bytes.
 func processName(name string) string { return "banger:" + name }

@@ -42,7 +42,11 @@ type Machine struct {
 	reason string     // of the shutdown, as QEMU said
 }
 
-var _ hypervisor.Machine = (*Machine)(nil)
+var (
+	_ hypervisor.Machine     = (*Machine)(nil)
+	_ hypervisor.Pauser      = (*Machine)(nil)
+	_ hypervisor.DiskResizer = (*Machine)(nil)
+)
 
 // Start starts QEMU and returns when it runs the guest. See hypervisor.Driver for the contract.
 func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
@@ -144,20 +148,24 @@ func (m *Machine) wait() {
 	close(m.done)
 }
 
-// event keeps the reason of a shutdown.
+// event keeps the reason of a shutdown, and tells of a pause that nobody asked for. QEMU's way with a write for which
+// the host has no space is to stop the machine, so that the write can be tried again.
 func (m *Machine) event(e qmp.Event) {
-	if e.Name != "SHUTDOWN" {
-		return
-	}
 	var data struct {
 		Reason string `json:"reason"`
+		Action string `json:"action"`
 	}
 	if err := json.Unmarshal(e.Data, &data); err != nil || len(data.Reason) > 64 {
 		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.reason = data.Reason
+	switch {
+	case e.Name == "SHUTDOWN":
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.reason = data.Reason
+	case e.Name == "BLOCK_IO_ERROR" && data.Action == "stop" && m.spec.Halted != nil:
+		m.spec.Halted("the host cannot write to the vm's disk: " + strings.ToLower(data.Reason))
+	}
 }
 
 func (m *Machine) removeSockets() {

@@ -98,6 +98,9 @@ type VMSpec struct {
 	User          string                 `protobuf:"bytes,9,opt,name=user,proto3" json:"user,omitempty"`                                        // user of commands that name none
 	Workdir       string                 `protobuf:"bytes,10,opt,name=workdir,proto3" json:"workdir,omitempty"`                                 // working directory of commands that name none
 	Labels        map[string]string      `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Description   string                 `protobuf:"bytes,12,opt,name=description,proto3" json:"description,omitempty"`
+	Restart       string                 `protobuf:"bytes,13,opt,name=restart,proto3" json:"restart,omitempty"`                            // restart policy: "no", "on-failure", "always"; empty: no
+	AutoStopMs    int64                  `protobuf:"varint,14,opt,name=auto_stop_ms,json=autoStopMs,proto3" json:"auto_stop_ms,omitempty"` // stop when nobody has used it for so long; 0: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -209,6 +212,27 @@ func (x *VMSpec) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *VMSpec) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *VMSpec) GetRestart() string {
+	if x != nil {
+		return x.Restart
+	}
+	return ""
+}
+
+func (x *VMSpec) GetAutoStopMs() int64 {
+	if x != nil {
+		return x.AutoStopMs
+	}
+	return 0
+}
+
 // VM is one virtual machine as the daemon knows it.
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -229,6 +253,10 @@ type VM struct {
 	DiskUsedBytes uint64                 `protobuf:"varint,15,opt,name=disk_used_bytes,json=diskUsedBytes,proto3" json:"disk_used_bytes,omitempty"` // real size of the VM disk on the host
 	Dir           string                 `protobuf:"bytes,16,opt,name=dir,proto3" json:"dir,omitempty"`                                             // the VM's directory on the host
 	ExitCode      int32                  `protobuf:"varint,17,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`                  // of the VMM, for a VM that stopped by itself
+	LastActiveMs  int64                  `protobuf:"varint,18,opt,name=last_active_ms,json=lastActiveMs,proto3" json:"last_active_ms,omitempty"`    // last use: exec, ssh, attach, traffic; 0 when never
+	OpenSessions  int32                  `protobuf:"varint,19,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`      // running exec and ssh sessions
+	Restarts      int32                  `protobuf:"varint,20,opt,name=restarts,proto3" json:"restarts,omitempty"`                                  // by the restart policy since it was last started by hand
+	Pending       []string               `protobuf:"bytes,21,rep,name=pending,proto3" json:"pending,omitempty"`                                     // settings that take effect at the next start: "cpus", "memory"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -380,6 +408,34 @@ func (x *VM) GetExitCode() int32 {
 		return x.ExitCode
 	}
 	return 0
+}
+
+func (x *VM) GetLastActiveMs() int64 {
+	if x != nil {
+		return x.LastActiveMs
+	}
+	return 0
+}
+
+func (x *VM) GetOpenSessions() int32 {
+	if x != nil {
+		return x.OpenSessions
+	}
+	return 0
+}
+
+func (x *VM) GetRestarts() int32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *VM) GetPending() []string {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
 }
 
 // Image is one image in the local store.
@@ -645,6 +701,325 @@ func (x *CatalogEntry) GetIsDefault() bool {
 	return false
 }
 
+// Event is something that happened to a VM, an image or a kernel.
+type Event struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seq           int64                  `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"` // ascending, never used again
+	AtMs          int64                  `protobuf:"varint,2,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // "vm.created", "vm.running", "vm.stopped", "vm.failed", "vm.removed", ...
+	ObjectId      string                 `protobuf:"bytes,4,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
+	Object        string                 `protobuf:"bytes,5,opt,name=object,proto3" json:"object,omitempty"`   // its name at that time
+	Message       string                 `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"` // for people; may be empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Event) Reset() {
+	*x = Event{}
+	mi := &file_banger_v1_common_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Event) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Event) ProtoMessage() {}
+
+func (x *Event) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_common_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Event.ProtoReflect.Descriptor instead.
+func (*Event) Descriptor() ([]byte, []int) {
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Event) GetSeq() int64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *Event) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *Event) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Event) GetObjectId() string {
+	if x != nil {
+		return x.ObjectId
+	}
+	return ""
+}
+
+func (x *Event) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Event) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// Sample is what a VM used and did at one moment. Counters count from the start of the VM.
+type Sample struct {
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	AtMs                  int64                  `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	HostCpuMs             uint64                 `protobuf:"varint,2,opt,name=host_cpu_ms,json=hostCpuMs,proto3" json:"host_cpu_ms,omitempty"`             // CPU time of VMM and supervisor
+	HostRssBytes          uint64                 `protobuf:"varint,3,opt,name=host_rss_bytes,json=hostRssBytes,proto3" json:"host_rss_bytes,omitempty"`    // of both
+	DiskUsedBytes         uint64                 `protobuf:"varint,4,opt,name=disk_used_bytes,json=diskUsedBytes,proto3" json:"disk_used_bytes,omitempty"` // real size of the VM disk on the host
+	GuestCpuMs            uint64                 `protobuf:"varint,5,opt,name=guest_cpu_ms,json=guestCpuMs,proto3" json:"guest_cpu_ms,omitempty"`          // busy time over all virtual CPUs, as the guest counts it
+	GuestMemoryTotalBytes uint64                 `protobuf:"varint,6,opt,name=guest_memory_total_bytes,json=guestMemoryTotalBytes,proto3" json:"guest_memory_total_bytes,omitempty"`
+	GuestMemoryUsedBytes  uint64                 `protobuf:"varint,7,opt,name=guest_memory_used_bytes,json=guestMemoryUsedBytes,proto3" json:"guest_memory_used_bytes,omitempty"` // without caches
+	Load1                 float64                `protobuf:"fixed64,8,opt,name=load1,proto3" json:"load1,omitempty"`
+	GuestDiskTotalBytes   uint64                 `protobuf:"varint,9,opt,name=guest_disk_total_bytes,json=guestDiskTotalBytes,proto3" json:"guest_disk_total_bytes,omitempty"` // of the guest's root
+	GuestDiskUsedBytes    uint64                 `protobuf:"varint,10,opt,name=guest_disk_used_bytes,json=guestDiskUsedBytes,proto3" json:"guest_disk_used_bytes,omitempty"`
+	ReadBytes             uint64                 `protobuf:"varint,11,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"` // from and to the guest's disks
+	WrittenBytes          uint64                 `protobuf:"varint,12,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	ReceivedBytes         uint64                 `protobuf:"varint,13,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"` // by the guest's network interface
+	SentBytes             uint64                 `protobuf:"varint,14,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	Processes             int32                  `protobuf:"varint,15,opt,name=processes,proto3" json:"processes,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Sample) Reset() {
+	*x = Sample{}
+	mi := &file_banger_v1_common_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sample) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sample) ProtoMessage() {}
+
+func (x *Sample) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_common_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sample.ProtoReflect.Descriptor instead.
+func (*Sample) Descriptor() ([]byte, []int) {
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Sample) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *Sample) GetHostCpuMs() uint64 {
+	if x != nil {
+		return x.HostCpuMs
+	}
+	return 0
+}
+
+func (x *Sample) GetHostRssBytes() uint64 {
+	if x != nil {
+		return x.HostRssBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetDiskUsedBytes() uint64 {
+	if x != nil {
+		return x.DiskUsedBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestCpuMs() uint64 {
+	if x != nil {
+		return x.GuestCpuMs
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestMemoryTotalBytes() uint64 {
+	if x != nil {
+		return x.GuestMemoryTotalBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestMemoryUsedBytes() uint64 {
+	if x != nil {
+		return x.GuestMemoryUsedBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetLoad1() float64 {
+	if x != nil {
+		return x.Load1
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestDiskTotalBytes() uint64 {
+	if x != nil {
+		return x.GuestDiskTotalBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetGuestDiskUsedBytes() uint64 {
+	if x != nil {
+		return x.GuestDiskUsedBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetReadBytes() uint64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetWrittenBytes() uint64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetReceivedBytes() uint64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetSentBytes() uint64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+func (x *Sample) GetProcesses() int32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+// Port is something that listens in the guest.
+type Port struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // "tcp", "udp"
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`   // that it listens on: "0.0.0.0", "127.0.0.1", "::"
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Pid           int32                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`        // 0 when not known
+	Process       string                 `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"` // its name, from the guest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Port) Reset() {
+	*x = Port{}
+	mi := &file_banger_v1_common_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Port) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Port) ProtoMessage() {}
+
+func (x *Port) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_common_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Port.ProtoReflect.Descriptor instead.
+func (*Port) Descriptor() ([]byte, []int) {
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Port) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Port) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Port) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Port) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Port) GetProcess() string {
+	if x != nil {
+		return x.Process
+	}
+	return ""
+}
+
 // Operation is one long-running job of the daemon.
 type Operation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -663,7 +1038,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_banger_v1_common_proto_msgTypes[6]
+	mi := &file_banger_v1_common_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +1050,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[6]
+	mi := &file_banger_v1_common_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +1063,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Operation) GetId() string {
@@ -768,7 +1143,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_banger_v1_common_proto_msgTypes[7]
+	mi := &file_banger_v1_common_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +1155,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[7]
+	mi := &file_banger_v1_common_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +1168,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Progress) GetStage() string {
@@ -839,7 +1214,7 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x05Fault\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xf8\x02\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xd6\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -853,10 +1228,14 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x04user\x18\t \x01(\tR\x04user\x12\x18\n" +
 	"\aworkdir\x18\n" +
 	" \x01(\tR\aworkdir\x125\n" +
-	"\x06labels\x18\v \x03(\v2\x1d.banger.v1.VMSpec.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\v \x03(\v2\x1d.banger.v1.VMSpec.LabelsEntryR\x06labels\x12 \n" +
+	"\vdescription\x18\f \x01(\tR\vdescription\x12\x18\n" +
+	"\arestart\x18\r \x01(\tR\arestart\x12 \n" +
+	"\fauto_stop_ms\x18\x0e \x01(\x03R\n" +
+	"autoStopMs\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.banger.v1.VMSpecR\x04spec\x12\x14\n" +
@@ -875,7 +1254,11 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\aaddress\x18\x0e \x01(\tR\aaddress\x12&\n" +
 	"\x0fdisk_used_bytes\x18\x0f \x01(\x04R\rdiskUsedBytes\x12\x10\n" +
 	"\x03dir\x18\x10 \x01(\tR\x03dir\x12\x1b\n" +
-	"\texit_code\x18\x11 \x01(\x05R\bexitCode\"\xde\x01\n" +
+	"\texit_code\x18\x11 \x01(\x05R\bexitCode\x12$\n" +
+	"\x0elast_active_ms\x18\x12 \x01(\x03R\flastActiveMs\x12#\n" +
+	"\ropen_sessions\x18\x13 \x01(\x05R\fopenSessions\x12\x1a\n" +
+	"\brestarts\x18\x14 \x01(\x05R\brestarts\x12\x18\n" +
+	"\apending\x18\x15 \x03(\tR\apending\"\xde\x01\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
@@ -901,7 +1284,40 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n" +
 	"\apresent\x18\x04 \x01(\bR\apresent\x12\x1d\n" +
 	"\n" +
-	"is_default\x18\x05 \x01(\bR\tisDefault\"\x97\x02\n" +
+	"is_default\x18\x05 \x01(\bR\tisDefault\"\x91\x01\n" +
+	"\x05Event\x12\x10\n" +
+	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x13\n" +
+	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tobject_id\x18\x04 \x01(\tR\bobjectId\x12\x16\n" +
+	"\x06object\x18\x05 \x01(\tR\x06object\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\"\xc3\x04\n" +
+	"\x06Sample\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x1e\n" +
+	"\vhost_cpu_ms\x18\x02 \x01(\x04R\thostCpuMs\x12$\n" +
+	"\x0ehost_rss_bytes\x18\x03 \x01(\x04R\fhostRssBytes\x12&\n" +
+	"\x0fdisk_used_bytes\x18\x04 \x01(\x04R\rdiskUsedBytes\x12 \n" +
+	"\fguest_cpu_ms\x18\x05 \x01(\x04R\n" +
+	"guestCpuMs\x127\n" +
+	"\x18guest_memory_total_bytes\x18\x06 \x01(\x04R\x15guestMemoryTotalBytes\x125\n" +
+	"\x17guest_memory_used_bytes\x18\a \x01(\x04R\x14guestMemoryUsedBytes\x12\x14\n" +
+	"\x05load1\x18\b \x01(\x01R\x05load1\x123\n" +
+	"\x16guest_disk_total_bytes\x18\t \x01(\x04R\x13guestDiskTotalBytes\x121\n" +
+	"\x15guest_disk_used_bytes\x18\n" +
+	" \x01(\x04R\x12guestDiskUsedBytes\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\v \x01(\x04R\treadBytes\x12#\n" +
+	"\rwritten_bytes\x18\f \x01(\x04R\fwrittenBytes\x12%\n" +
+	"\x0ereceived_bytes\x18\r \x01(\x04R\rreceivedBytes\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x0e \x01(\x04R\tsentBytes\x12\x1c\n" +
+	"\tprocesses\x18\x0f \x01(\x05R\tprocesses\"|\n" +
+	"\x04Port\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\x05R\x03pid\x12\x18\n" +
+	"\aprocess\x18\x05 \x01(\tR\aprocess\"\x97\x02\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -931,7 +1347,7 @@ func file_banger_v1_common_proto_rawDescGZIP() []byte {
 	return file_banger_v1_common_proto_rawDescData
 }
 
-var file_banger_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_banger_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_banger_v1_common_proto_goTypes = []any{
 	(*Fault)(nil),        // 0: banger.v1.Fault
 	(*VMSpec)(nil),       // 1: banger.v1.VMSpec
@@ -939,20 +1355,23 @@ var file_banger_v1_common_proto_goTypes = []any{
 	(*Image)(nil),        // 3: banger.v1.Image
 	(*Kernel)(nil),       // 4: banger.v1.Kernel
 	(*CatalogEntry)(nil), // 5: banger.v1.CatalogEntry
-	(*Operation)(nil),    // 6: banger.v1.Operation
-	(*Progress)(nil),     // 7: banger.v1.Progress
-	nil,                  // 8: banger.v1.VMSpec.LabelsEntry
+	(*Event)(nil),        // 6: banger.v1.Event
+	(*Sample)(nil),       // 7: banger.v1.Sample
+	(*Port)(nil),         // 8: banger.v1.Port
+	(*Operation)(nil),    // 9: banger.v1.Operation
+	(*Progress)(nil),     // 10: banger.v1.Progress
+	nil,                  // 11: banger.v1.VMSpec.LabelsEntry
 }
 var file_banger_v1_common_proto_depIdxs = []int32{
-	8, // 0: banger.v1.VMSpec.labels:type_name -> banger.v1.VMSpec.LabelsEntry
-	1, // 1: banger.v1.VM.spec:type_name -> banger.v1.VMSpec
-	7, // 2: banger.v1.Operation.progress:type_name -> banger.v1.Progress
-	0, // 3: banger.v1.Operation.fault:type_name -> banger.v1.Fault
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	11, // 0: banger.v1.VMSpec.labels:type_name -> banger.v1.VMSpec.LabelsEntry
+	1,  // 1: banger.v1.VM.spec:type_name -> banger.v1.VMSpec
+	10, // 2: banger.v1.Operation.progress:type_name -> banger.v1.Progress
+	0,  // 3: banger.v1.Operation.fault:type_name -> banger.v1.Fault
+	4,  // [4:4] is the sub-list for method output_type
+	4,  // [4:4] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_common_proto_init() }
@@ -966,7 +1385,7 @@ func file_banger_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_common_proto_rawDesc), len(file_banger_v1_common_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -691,16 +691,422 @@ func (x *RemoveVMResponse) GetName() string {
 	return ""
 }
 
+type RestartVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	GraceMs       int64                  `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartVMRequest) Reset() {
+	*x = RestartVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartVMRequest) ProtoMessage() {}
+
+func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
+func (*RestartVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RestartVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *RestartVMRequest) GetGraceMs() int64 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+type PauseVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseVMRequest) Reset() {
+	*x = PauseVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseVMRequest) ProtoMessage() {}
+
+func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
+func (*PauseVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PauseVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type UnpauseVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpauseVMRequest) Reset() {
+	*x = UnpauseVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpauseVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpauseVMRequest) ProtoMessage() {}
+
+func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpauseVMRequest.ProtoReflect.Descriptor instead.
+func (*UnpauseVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *UnpauseVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RenameVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameVMRequest) Reset() {
+	*x = RenameVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameVMRequest) ProtoMessage() {}
+
+func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameVMRequest.ProtoReflect.Descriptor instead.
+func (*RenameVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RenameVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *RenameVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type SetVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Cpus          *uint32                `protobuf:"varint,2,opt,name=cpus,proto3,oneof" json:"cpus,omitempty"`
+	MemoryBytes   *uint64                `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
+	DiskBytes     *uint64                `protobuf:"varint,4,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"` // grows, also while the VM runs; shrinking is refused
+	AutoStopMs    *int64                 `protobuf:"varint,5,opt,name=auto_stop_ms,json=autoStopMs,proto3,oneof" json:"auto_stop_ms,omitempty"`
+	Restart       *string                `protobuf:"bytes,6,opt,name=restart,proto3,oneof" json:"restart,omitempty"`
+	Description   *string                `protobuf:"bytes,7,opt,name=description,proto3,oneof" json:"description,omitempty"`
+	SetLabels     map[string]string      `protobuf:"bytes,8,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	RemoveLabels  []string               `protobuf:"bytes,9,rep,name=remove_labels,json=removeLabels,proto3" json:"remove_labels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMRequest) Reset() {
+	*x = SetVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMRequest) ProtoMessage() {}
+
+func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
+func (*SetVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SetVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *SetVMRequest) GetCpus() uint32 {
+	if x != nil && x.Cpus != nil {
+		return *x.Cpus
+	}
+	return 0
+}
+
+func (x *SetVMRequest) GetMemoryBytes() uint64 {
+	if x != nil && x.MemoryBytes != nil {
+		return *x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *SetVMRequest) GetDiskBytes() uint64 {
+	if x != nil && x.DiskBytes != nil {
+		return *x.DiskBytes
+	}
+	return 0
+}
+
+func (x *SetVMRequest) GetAutoStopMs() int64 {
+	if x != nil && x.AutoStopMs != nil {
+		return *x.AutoStopMs
+	}
+	return 0
+}
+
+func (x *SetVMRequest) GetRestart() string {
+	if x != nil && x.Restart != nil {
+		return *x.Restart
+	}
+	return ""
+}
+
+func (x *SetVMRequest) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *SetVMRequest) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
+}
+
+func (x *SetVMRequest) GetRemoveLabels() []string {
+	if x != nil {
+		return x.RemoveLabels
+	}
+	return nil
+}
+
+type ResetVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetVMRequest) Reset() {
+	*x = ResetVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetVMRequest) ProtoMessage() {}
+
+func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
+func (*ResetVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ResetVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ResetVMRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type WaitVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	States        []string               `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"` // empty: any state without processes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitVMRequest) Reset() {
+	*x = WaitVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitVMRequest) ProtoMessage() {}
+
+func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
+func (*WaitVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *WaitVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *WaitVMRequest) GetStates() []string {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
 type ListVMsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	States        []string               `protobuf:"bytes,1,rep,name=states,proto3" json:"states,omitempty"`
+	Labels        []string               `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty"` // KEY or KEY=VALUE; all must fit
+	Images        []string               `protobuf:"bytes,3,rep,name=images,proto3" json:"images,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +1118,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,12 +1131,26 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListVMsRequest) GetStates() []string {
 	if x != nil {
 		return x.States
+	}
+	return nil
+}
+
+func (x *ListVMsRequest) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ListVMsRequest) GetImages() []string {
+	if x != nil {
+		return x.Images
 	}
 	return nil
 }
@@ -744,7 +1164,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +1176,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +1189,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -788,7 +1208,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +1220,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +1233,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetVMRequest) GetRef() string {
@@ -832,7 +1252,7 @@ type EndpointRequest struct {
 
 func (x *EndpointRequest) Reset() {
 	*x = EndpointRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1264,7 @@ func (x *EndpointRequest) String() string {
 func (*EndpointRequest) ProtoMessage() {}
 
 func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1277,7 @@ func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRequest.ProtoReflect.Descriptor instead.
 func (*EndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EndpointRequest) GetRef() string {
@@ -878,7 +1298,7 @@ type EndpointResponse struct {
 
 func (x *EndpointResponse) Reset() {
 	*x = EndpointResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1310,7 @@ func (x *EndpointResponse) String() string {
 func (*EndpointResponse) ProtoMessage() {}
 
 func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1323,7 @@ func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointResponse.ProtoReflect.Descriptor instead.
 func (*EndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EndpointResponse) GetVm() *VM {
@@ -936,7 +1356,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1368,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1381,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -979,7 +1399,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1411,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1424,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
 }
 
 type ListOperationsResponse struct {
@@ -1016,7 +1436,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1448,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1461,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1060,7 +1480,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1492,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1505,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -1104,7 +1524,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1536,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1549,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -1137,6 +1557,326 @@ func (x *CancelOperationRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+type ListEventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Limit         int32                  `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListEventsRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListEventsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Events        []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+type WatchEventsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	After         int64                  `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
+	History       bool                   `protobuf:"varint,3,opt,name=history,proto3" json:"history,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *WatchEventsRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetAfter() int64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *WatchEventsRequest) GetHistory() bool {
+	if x != nil {
+		return x.History
+	}
+	return false
+}
+
+type FsckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckRequest) Reset() {
+	*x = FsckRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckRequest) ProtoMessage() {}
+
+func (x *FsckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
+func (*FsckRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *FsckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type FsckResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Findings      []*Finding             `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckResponse) Reset() {
+	*x = FsckResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckResponse) ProtoMessage() {}
+
+func (x *FsckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
+func (*FsckResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *FsckResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type Finding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "disk-without-row", "row-without-disk", "process-without-row", ...
+	Object        string                 `protobuf:"bytes,2,opt,name=object,proto3" json:"object,omitempty"`
+	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Repair        string                 `protobuf:"bytes,4,opt,name=repair,proto3" json:"repair,omitempty"` // what --repair would do, or did; empty: nothing is done by itself
+	Repaired      bool                   `protobuf:"varint,5,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Finding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Finding) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *Finding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Finding) GetRepair() string {
+	if x != nil {
+		return x.Repair
+	}
+	return ""
+}
+
+func (x *Finding) GetRepaired() bool {
+	if x != nil {
+		return x.Repaired
+	}
+	return false
 }
 
 type ListImagesRequest struct {
@@ -1147,7 +1887,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1899,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1912,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
 }
 
 type ListImagesResponse struct {
@@ -1184,7 +1924,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1936,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1949,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1227,7 +1967,7 @@ type ImageCatalogRequest struct {
 
 func (x *ImageCatalogRequest) Reset() {
 	*x = ImageCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1979,7 @@ func (x *ImageCatalogRequest) String() string {
 func (*ImageCatalogRequest) ProtoMessage() {}
 
 func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1992,7 @@ func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ImageCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
 }
 
 type ImageCatalogResponse struct {
@@ -1264,7 +2004,7 @@ type ImageCatalogResponse struct {
 
 func (x *ImageCatalogResponse) Reset() {
 	*x = ImageCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +2016,7 @@ func (x *ImageCatalogResponse) String() string {
 func (*ImageCatalogResponse) ProtoMessage() {}
 
 func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +2029,7 @@ func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ImageCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ImageCatalogResponse) GetEntries() []*CatalogEntry {
@@ -1309,7 +2049,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +2061,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +2074,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -1360,7 +2100,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +2112,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +2125,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PullImageResponse) GetOperationId() string {
@@ -1403,7 +2143,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +2155,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +2168,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
 }
 
 type ListKernelsResponse struct {
@@ -1440,7 +2180,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +2192,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +2205,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -1483,7 +2223,7 @@ type KernelCatalogRequest struct {
 
 func (x *KernelCatalogRequest) Reset() {
 	*x = KernelCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +2235,7 @@ func (x *KernelCatalogRequest) String() string {
 func (*KernelCatalogRequest) ProtoMessage() {}
 
 func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +2248,7 @@ func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogRequest.ProtoReflect.Descriptor instead.
 func (*KernelCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
 }
 
 type KernelCatalogResponse struct {
@@ -1520,7 +2260,7 @@ type KernelCatalogResponse struct {
 
 func (x *KernelCatalogResponse) Reset() {
 	*x = KernelCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +2272,7 @@ func (x *KernelCatalogResponse) String() string {
 func (*KernelCatalogResponse) ProtoMessage() {}
 
 func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +2285,7 @@ func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogResponse.ProtoReflect.Descriptor instead.
 func (*KernelCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *KernelCatalogResponse) GetEntries() []*CatalogEntry {
@@ -1565,7 +2305,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +2317,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +2330,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PullKernelRequest) GetReference() string {
@@ -1616,7 +2356,7 @@ type PullKernelResponse struct {
 
 func (x *PullKernelResponse) Reset() {
 	*x = PullKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +2368,7 @@ func (x *PullKernelResponse) String() string {
 func (*PullKernelResponse) ProtoMessage() {}
 
 func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +2381,7 @@ func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelResponse.ProtoReflect.Descriptor instead.
 func (*PullKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PullKernelResponse) GetOperationId() string {
@@ -1698,9 +2438,50 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"6\n" +
 	"\x10RemoveVMResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"(\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"?\n" +
+	"\x10RestartVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\"\n" +
+	"\x0ePauseVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"$\n" +
+	"\x10UnpauseVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"7\n" +
+	"\x0fRenameVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\xf2\x03\n" +
+	"\fSetVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x17\n" +
+	"\x04cpus\x18\x02 \x01(\rH\x00R\x04cpus\x88\x01\x01\x12&\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04H\x01R\vmemoryBytes\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"disk_bytes\x18\x04 \x01(\x04H\x02R\tdiskBytes\x88\x01\x01\x12%\n" +
+	"\fauto_stop_ms\x18\x05 \x01(\x03H\x03R\n" +
+	"autoStopMs\x88\x01\x01\x12\x1d\n" +
+	"\arestart\x18\x06 \x01(\tH\x04R\arestart\x88\x01\x01\x12%\n" +
+	"\vdescription\x18\a \x01(\tH\x05R\vdescription\x88\x01\x01\x12E\n" +
+	"\n" +
+	"set_labels\x18\b \x03(\v2&.banger.v1.SetVMRequest.SetLabelsEntryR\tsetLabels\x12#\n" +
+	"\rremove_labels\x18\t \x03(\tR\fremoveLabels\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
+	"\x05_cpusB\x0f\n" +
+	"\r_memory_bytesB\r\n" +
+	"\v_disk_bytesB\x0f\n" +
+	"\r_auto_stop_msB\n" +
+	"\n" +
+	"\b_restartB\x0e\n" +
+	"\f_description\"8\n" +
+	"\x0eResetVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"9\n" +
+	"\rWaitVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06states\x18\x02 \x03(\tR\x06states\"X\n" +
 	"\x0eListVMsRequest\x12\x16\n" +
-	"\x06states\x18\x01 \x03(\tR\x06states\"2\n" +
+	"\x06states\x18\x01 \x03(\tR\x06states\x12\x16\n" +
+	"\x06labels\x18\x02 \x03(\tR\x06labels\x12\x16\n" +
+	"\x06images\x18\x03 \x03(\tR\x06images\"2\n" +
 	"\x0fListVMsResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\" \n" +
 	"\fGetVMRequest\x12\x10\n" +
@@ -1722,7 +2503,26 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x15WatchOperationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"(\n" +
 	"\x16CancelOperationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x13\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\";\n" +
+	"\x11ListEventsRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\x05R\x05limit\">\n" +
+	"\x12ListEventsResponse\x12(\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.banger.v1.EventR\x06events\"V\n" +
+	"\x12WatchEventsRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\x03R\x05after\x12\x18\n" +
+	"\ahistory\x18\x03 \x01(\bR\ahistory\"%\n" +
+	"\vFsckRequest\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\">\n" +
+	"\fFsckResponse\x12.\n" +
+	"\bfindings\x18\x01 \x03(\v2\x12.banger.v1.FindingR\bfindings\"\x83\x01\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x02 \x01(\tR\x06object\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
+	"\x06repair\x18\x04 \x01(\tR\x06repair\x12\x1a\n" +
+	"\brepaired\x18\x05 \x01(\bR\brepaired\"\x13\n" +
 	"\x11ListImagesRequest\">\n" +
 	"\x12ListImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"\x15\n" +
@@ -1748,7 +2548,7 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\rDaemonService\x12:\n" +
 	"\x05Hello\x12\x17.banger.v1.HelloRequest\x1a\x18.banger.v1.HelloResponse\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xd9\x03\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xc2\x06\n" +
 	"\tVMService\x12A\n" +
 	"\x06Create\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse\x121\n" +
 	"\x05Start\x12\x19.banger.v1.StartVMRequest\x1a\r.banger.v1.VM\x12/\n" +
@@ -1756,13 +2556,25 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x04Kill\x12\x18.banger.v1.KillVMRequest\x1a\r.banger.v1.VM\x12A\n" +
 	"\x06Remove\x12\x1a.banger.v1.RemoveVMRequest\x1a\x1b.banger.v1.RemoveVMResponse\x12=\n" +
 	"\x04List\x12\x19.banger.v1.ListVMsRequest\x1a\x1a.banger.v1.ListVMsResponse\x12-\n" +
-	"\x03Get\x12\x17.banger.v1.GetVMRequest\x1a\r.banger.v1.VM\x12C\n" +
+	"\x03Get\x12\x17.banger.v1.GetVMRequest\x1a\r.banger.v1.VM\x125\n" +
+	"\aRestart\x12\x1b.banger.v1.RestartVMRequest\x1a\r.banger.v1.VM\x121\n" +
+	"\x05Pause\x12\x19.banger.v1.PauseVMRequest\x1a\r.banger.v1.VM\x125\n" +
+	"\aUnpause\x12\x1b.banger.v1.UnpauseVMRequest\x1a\r.banger.v1.VM\x123\n" +
+	"\x06Rename\x12\x1a.banger.v1.RenameVMRequest\x1a\r.banger.v1.VM\x12-\n" +
+	"\x03Set\x12\x17.banger.v1.SetVMRequest\x1a\r.banger.v1.VM\x121\n" +
+	"\x05Reset\x12\x19.banger.v1.ResetVMRequest\x1a\r.banger.v1.VM\x12/\n" +
+	"\x04Wait\x12\x18.banger.v1.WaitVMRequest\x1a\r.banger.v1.VM\x12C\n" +
 	"\bEndpoint\x12\x1a.banger.v1.EndpointRequest\x1a\x1b.banger.v1.EndpointResponse2\xa2\x02\n" +
 	"\x10OperationService\x12;\n" +
 	"\x03Get\x12\x1e.banger.v1.GetOperationRequest\x1a\x14.banger.v1.Operation\x12K\n" +
 	"\x04List\x12 .banger.v1.ListOperationsRequest\x1a!.banger.v1.ListOperationsResponse\x12A\n" +
 	"\x05Watch\x12 .banger.v1.WatchOperationRequest\x1a\x14.banger.v1.Operation0\x01\x12A\n" +
-	"\x06Cancel\x12!.banger.v1.CancelOperationRequest\x1a\x14.banger.v1.Operation2\xe2\x01\n" +
+	"\x06Cancel\x12!.banger.v1.CancelOperationRequest\x1a\x14.banger.v1.Operation2\x8f\x01\n" +
+	"\fEventService\x12C\n" +
+	"\x04List\x12\x1c.banger.v1.ListEventsRequest\x1a\x1d.banger.v1.ListEventsResponse\x12:\n" +
+	"\x05Watch\x12\x1d.banger.v1.WatchEventsRequest\x1a\x10.banger.v1.Event0\x012G\n" +
+	"\vFsckService\x128\n" +
+	"\x05Check\x12\x16.banger.v1.FsckRequest\x1a\x17.banger.v1.FsckResponse2\xe2\x01\n" +
 	"\fImageService\x12C\n" +
 	"\x04List\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12J\n" +
 	"\aCatalog\x12\x1e.banger.v1.ImageCatalogRequest\x1a\x1f.banger.v1.ImageCatalogResponse\x12A\n" +
@@ -1784,7 +2596,7 @@ func file_banger_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_banger_v1_daemon_proto_rawDescData
 }
 
-var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_banger_v1_daemon_proto_goTypes = []any{
 	(*HelloRequest)(nil),           // 0: banger.v1.HelloRequest
 	(*HelloResponse)(nil),          // 1: banger.v1.HelloResponse
@@ -1799,91 +2611,129 @@ var file_banger_v1_daemon_proto_goTypes = []any{
 	(*KillVMRequest)(nil),          // 10: banger.v1.KillVMRequest
 	(*RemoveVMRequest)(nil),        // 11: banger.v1.RemoveVMRequest
 	(*RemoveVMResponse)(nil),       // 12: banger.v1.RemoveVMResponse
-	(*ListVMsRequest)(nil),         // 13: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 14: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 15: banger.v1.GetVMRequest
-	(*EndpointRequest)(nil),        // 16: banger.v1.EndpointRequest
-	(*EndpointResponse)(nil),       // 17: banger.v1.EndpointResponse
-	(*GetOperationRequest)(nil),    // 18: banger.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),  // 19: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 20: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),  // 21: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil), // 22: banger.v1.CancelOperationRequest
-	(*ListImagesRequest)(nil),      // 23: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 24: banger.v1.ListImagesResponse
-	(*ImageCatalogRequest)(nil),    // 25: banger.v1.ImageCatalogRequest
-	(*ImageCatalogResponse)(nil),   // 26: banger.v1.ImageCatalogResponse
-	(*PullImageRequest)(nil),       // 27: banger.v1.PullImageRequest
-	(*PullImageResponse)(nil),      // 28: banger.v1.PullImageResponse
-	(*ListKernelsRequest)(nil),     // 29: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 30: banger.v1.ListKernelsResponse
-	(*KernelCatalogRequest)(nil),   // 31: banger.v1.KernelCatalogRequest
-	(*KernelCatalogResponse)(nil),  // 32: banger.v1.KernelCatalogResponse
-	(*PullKernelRequest)(nil),      // 33: banger.v1.PullKernelRequest
-	(*PullKernelResponse)(nil),     // 34: banger.v1.PullKernelResponse
-	(*VMSpec)(nil),                 // 35: banger.v1.VMSpec
-	(*VM)(nil),                     // 36: banger.v1.VM
-	(*Operation)(nil),              // 37: banger.v1.Operation
-	(*Image)(nil),                  // 38: banger.v1.Image
-	(*CatalogEntry)(nil),           // 39: banger.v1.CatalogEntry
-	(*Kernel)(nil),                 // 40: banger.v1.Kernel
+	(*RestartVMRequest)(nil),       // 13: banger.v1.RestartVMRequest
+	(*PauseVMRequest)(nil),         // 14: banger.v1.PauseVMRequest
+	(*UnpauseVMRequest)(nil),       // 15: banger.v1.UnpauseVMRequest
+	(*RenameVMRequest)(nil),        // 16: banger.v1.RenameVMRequest
+	(*SetVMRequest)(nil),           // 17: banger.v1.SetVMRequest
+	(*ResetVMRequest)(nil),         // 18: banger.v1.ResetVMRequest
+	(*WaitVMRequest)(nil),          // 19: banger.v1.WaitVMRequest
+	(*ListVMsRequest)(nil),         // 20: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 21: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 22: banger.v1.GetVMRequest
+	(*EndpointRequest)(nil),        // 23: banger.v1.EndpointRequest
+	(*EndpointResponse)(nil),       // 24: banger.v1.EndpointResponse
+	(*GetOperationRequest)(nil),    // 25: banger.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),  // 26: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 27: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),  // 28: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil), // 29: banger.v1.CancelOperationRequest
+	(*ListEventsRequest)(nil),      // 30: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 31: banger.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 32: banger.v1.WatchEventsRequest
+	(*FsckRequest)(nil),            // 33: banger.v1.FsckRequest
+	(*FsckResponse)(nil),           // 34: banger.v1.FsckResponse
+	(*Finding)(nil),                // 35: banger.v1.Finding
+	(*ListImagesRequest)(nil),      // 36: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 37: banger.v1.ListImagesResponse
+	(*ImageCatalogRequest)(nil),    // 38: banger.v1.ImageCatalogRequest
+	(*ImageCatalogResponse)(nil),   // 39: banger.v1.ImageCatalogResponse
+	(*PullImageRequest)(nil),       // 40: banger.v1.PullImageRequest
+	(*PullImageResponse)(nil),      // 41: banger.v1.PullImageResponse
+	(*ListKernelsRequest)(nil),     // 42: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 43: banger.v1.ListKernelsResponse
+	(*KernelCatalogRequest)(nil),   // 44: banger.v1.KernelCatalogRequest
+	(*KernelCatalogResponse)(nil),  // 45: banger.v1.KernelCatalogResponse
+	(*PullKernelRequest)(nil),      // 46: banger.v1.PullKernelRequest
+	(*PullKernelResponse)(nil),     // 47: banger.v1.PullKernelResponse
+	nil,                            // 48: banger.v1.SetVMRequest.SetLabelsEntry
+	(*VMSpec)(nil),                 // 49: banger.v1.VMSpec
+	(*VM)(nil),                     // 50: banger.v1.VM
+	(*Operation)(nil),              // 51: banger.v1.Operation
+	(*Event)(nil),                  // 52: banger.v1.Event
+	(*Image)(nil),                  // 53: banger.v1.Image
+	(*CatalogEntry)(nil),           // 54: banger.v1.CatalogEntry
+	(*Kernel)(nil),                 // 55: banger.v1.Kernel
 }
 var file_banger_v1_daemon_proto_depIdxs = []int32{
-	35, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	36, // 1: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	36, // 2: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
-	37, // 3: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	38, // 4: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	39, // 5: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	40, // 6: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	39, // 7: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	0,  // 8: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
-	2,  // 9: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
-	4,  // 10: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	6,  // 11: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
-	8,  // 12: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
-	9,  // 13: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
-	10, // 14: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
-	11, // 15: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
-	13, // 16: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
-	15, // 17: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
-	16, // 18: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
-	18, // 19: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
-	19, // 20: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
-	21, // 21: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
-	22, // 22: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
-	23, // 23: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
-	25, // 24: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
-	27, // 25: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
-	29, // 26: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
-	31, // 27: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
-	33, // 28: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
-	1,  // 29: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
-	3,  // 30: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
-	5,  // 31: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	7,  // 32: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
-	36, // 33: banger.v1.VMService.Start:output_type -> banger.v1.VM
-	36, // 34: banger.v1.VMService.Stop:output_type -> banger.v1.VM
-	36, // 35: banger.v1.VMService.Kill:output_type -> banger.v1.VM
-	12, // 36: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
-	14, // 37: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
-	36, // 38: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	17, // 39: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
-	37, // 40: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	20, // 41: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
-	37, // 42: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	37, // 43: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	24, // 44: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
-	26, // 45: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
-	28, // 46: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
-	30, // 47: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
-	32, // 48: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
-	34, // 49: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
-	29, // [29:50] is the sub-list for method output_type
-	8,  // [8:29] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	49, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	48, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
+	50, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	50, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
+	51, // 4: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	52, // 5: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	35, // 6: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
+	53, // 7: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	54, // 8: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	55, // 9: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	54, // 10: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	0,  // 11: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
+	2,  // 12: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
+	4,  // 13: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	6,  // 14: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
+	8,  // 15: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
+	9,  // 16: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
+	10, // 17: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
+	11, // 18: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
+	20, // 19: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
+	22, // 20: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
+	13, // 21: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
+	14, // 22: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
+	15, // 23: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
+	16, // 24: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
+	17, // 25: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
+	18, // 26: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
+	19, // 27: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
+	23, // 28: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
+	25, // 29: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
+	26, // 30: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
+	28, // 31: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
+	29, // 32: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
+	30, // 33: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
+	32, // 34: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
+	33, // 35: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
+	36, // 36: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
+	38, // 37: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
+	40, // 38: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
+	42, // 39: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
+	44, // 40: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
+	46, // 41: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
+	1,  // 42: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
+	3,  // 43: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
+	5,  // 44: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	7,  // 45: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
+	50, // 46: banger.v1.VMService.Start:output_type -> banger.v1.VM
+	50, // 47: banger.v1.VMService.Stop:output_type -> banger.v1.VM
+	50, // 48: banger.v1.VMService.Kill:output_type -> banger.v1.VM
+	12, // 49: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
+	21, // 50: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
+	50, // 51: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	50, // 52: banger.v1.VMService.Restart:output_type -> banger.v1.VM
+	50, // 53: banger.v1.VMService.Pause:output_type -> banger.v1.VM
+	50, // 54: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
+	50, // 55: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	50, // 56: banger.v1.VMService.Set:output_type -> banger.v1.VM
+	50, // 57: banger.v1.VMService.Reset:output_type -> banger.v1.VM
+	50, // 58: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	24, // 59: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
+	51, // 60: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	27, // 61: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
+	51, // 62: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	51, // 63: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	31, // 64: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
+	52, // 65: banger.v1.EventService.Watch:output_type -> banger.v1.Event
+	34, // 66: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
+	37, // 67: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
+	39, // 68: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
+	41, // 69: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
+	43, // 70: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
+	45, // 71: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
+	47, // 72: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
+	42, // [42:73] is the sub-list for method output_type
+	11, // [11:42] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_daemon_proto_init() }
@@ -1892,15 +2742,16 @@ func file_banger_v1_daemon_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
+	file_banger_v1_daemon_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_daemon_proto_rawDesc), len(file_banger_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   49,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   7,
 		},
 		GoTypes:           file_banger_v1_daemon_proto_goTypes,
 		DependencyIndexes: file_banger_v1_daemon_proto_depIdxs,

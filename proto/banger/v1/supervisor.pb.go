@@ -23,6 +23,378 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SupervisorPauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorPauseRequest) Reset() {
+	*x = SupervisorPauseRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorPauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorPauseRequest) ProtoMessage() {}
+
+func (x *SupervisorPauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorPauseRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorPauseRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{0}
+}
+
+type SupervisorUnpauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorUnpauseRequest) Reset() {
+	*x = SupervisorUnpauseRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorUnpauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorUnpauseRequest) ProtoMessage() {}
+
+func (x *SupervisorUnpauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorUnpauseRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorUnpauseRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{1}
+}
+
+type SupervisorGrowDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorGrowDiskRequest) Reset() {
+	*x = SupervisorGrowDiskRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorGrowDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorGrowDiskRequest) ProtoMessage() {}
+
+func (x *SupervisorGrowDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorGrowDiskRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorGrowDiskRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{2}
+}
+
+type SupervisorGrowDiskResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	DiskBytes       uint64                 `protobuf:"varint,1,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	FilesystemBytes uint64                 `protobuf:"varint,2,opt,name=filesystem_bytes,json=filesystemBytes,proto3" json:"filesystem_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SupervisorGrowDiskResponse) Reset() {
+	*x = SupervisorGrowDiskResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorGrowDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorGrowDiskResponse) ProtoMessage() {}
+
+func (x *SupervisorGrowDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorGrowDiskResponse.ProtoReflect.Descriptor instead.
+func (*SupervisorGrowDiskResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SupervisorGrowDiskResponse) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *SupervisorGrowDiskResponse) GetFilesystemBytes() uint64 {
+	if x != nil {
+		return x.FilesystemBytes
+	}
+	return 0
+}
+
+type SupervisorStatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Samples       int32                  `protobuf:"varint,1,opt,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorStatsRequest) Reset() {
+	*x = SupervisorStatsRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorStatsRequest) ProtoMessage() {}
+
+func (x *SupervisorStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorStatsRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorStatsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SupervisorStatsRequest) GetSamples() int32 {
+	if x != nil {
+		return x.Samples
+	}
+	return 0
+}
+
+type SupervisorStatsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Samples       []*Sample              `protobuf:"bytes,1,rep,name=samples,proto3" json:"samples,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorStatsResponse) Reset() {
+	*x = SupervisorStatsResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorStatsResponse) ProtoMessage() {}
+
+func (x *SupervisorStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorStatsResponse.ProtoReflect.Descriptor instead.
+func (*SupervisorStatsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SupervisorStatsResponse) GetSamples() []*Sample {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+type SupervisorWatchStatsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IntervalMs    int64                  `protobuf:"varint,1,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorWatchStatsRequest) Reset() {
+	*x = SupervisorWatchStatsRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorWatchStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorWatchStatsRequest) ProtoMessage() {}
+
+func (x *SupervisorWatchStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorWatchStatsRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorWatchStatsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SupervisorWatchStatsRequest) GetIntervalMs() int64 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
+}
+
+type SupervisorPortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorPortsRequest) Reset() {
+	*x = SupervisorPortsRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorPortsRequest) ProtoMessage() {}
+
+func (x *SupervisorPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorPortsRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorPortsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{7}
+}
+
+type SupervisorPortsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*Port                `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorPortsResponse) Reset() {
+	*x = SupervisorPortsResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorPortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorPortsResponse) ProtoMessage() {}
+
+func (x *SupervisorPortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorPortsResponse.ProtoReflect.Descriptor instead.
+func (*SupervisorPortsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SupervisorPortsResponse) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 type SupervisorStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -31,7 +403,7 @@ type SupervisorStatusRequest struct {
 
 func (x *SupervisorStatusRequest) Reset() {
 	*x = SupervisorStatusRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +415,7 @@ func (x *SupervisorStatusRequest) String() string {
 func (*SupervisorStatusRequest) ProtoMessage() {}
 
 func (x *SupervisorStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +428,7 @@ func (x *SupervisorStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatusRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{0}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{9}
 }
 
 type SupervisorWatchRequest struct {
@@ -67,7 +439,7 @@ type SupervisorWatchRequest struct {
 
 func (x *SupervisorWatchRequest) Reset() {
 	*x = SupervisorWatchRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -79,7 +451,7 @@ func (x *SupervisorWatchRequest) String() string {
 func (*SupervisorWatchRequest) ProtoMessage() {}
 
 func (x *SupervisorWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -92,7 +464,7 @@ func (x *SupervisorWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorWatchRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorWatchRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{1}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{10}
 }
 
 type SupervisorStopRequest struct {
@@ -105,7 +477,7 @@ type SupervisorStopRequest struct {
 
 func (x *SupervisorStopRequest) Reset() {
 	*x = SupervisorStopRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -117,7 +489,7 @@ func (x *SupervisorStopRequest) String() string {
 func (*SupervisorStopRequest) ProtoMessage() {}
 
 func (x *SupervisorStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -130,7 +502,7 @@ func (x *SupervisorStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStopRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStopRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{2}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SupervisorStopRequest) GetKill() bool {
@@ -150,14 +522,14 @@ func (x *SupervisorStopRequest) GetGraceMs() int64 {
 type SupervisorStatus struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	VmId           string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
-	Phase          string                 `protobuf:"bytes,2,opt,name=phase,proto3" json:"phase,omitempty"` // "starting", "ready", "stopping", "exited"
+	Phase          string                 `protobuf:"bytes,2,opt,name=phase,proto3" json:"phase,omitempty"` // "starting", "ready", "paused", "stopping", "exited"
 	SupervisorPid  int32                  `protobuf:"varint,3,opt,name=supervisor_pid,json=supervisorPid,proto3" json:"supervisor_pid,omitempty"`
 	VmmPid         int32                  `protobuf:"varint,4,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
 	StartedAtMs    int64                  `protobuf:"varint,5,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"` // of the supervisor
 	ReadyAtMs      int64                  `protobuf:"varint,6,opt,name=ready_at_ms,json=readyAtMs,proto3" json:"ready_at_ms,omitempty"`
 	Accelerator    string                 `protobuf:"bytes,7,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
 	Address        string                 `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
-	Fault          *Fault                 `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"` // why it never became ready
+	Fault          *Fault                 `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"` // why it never became ready; why it is paused, if nobody asked for that
 	Exit           *Exit                  `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`  // set in phase "exited"
 	LastActivityMs int64                  `protobuf:"varint,11,opt,name=last_activity_ms,json=lastActivityMs,proto3" json:"last_activity_ms,omitempty"`
 	OpenSessions   int32                  `protobuf:"varint,12,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`
@@ -168,7 +540,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -180,7 +552,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -193,7 +565,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{3}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SupervisorStatus) GetVmId() string {
@@ -300,7 +672,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -312,7 +684,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -325,7 +697,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Exit) GetReason() string {
@@ -372,7 +744,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +756,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +769,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecRequest) GetKind() isExecRequest_Kind {
@@ -501,7 +873,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +885,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +898,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecStart) GetArgv() []string {
@@ -588,7 +960,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -600,7 +972,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -613,7 +985,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -638,6 +1010,7 @@ type ExecResponse struct {
 	//	*ExecResponse_Stdout
 	//	*ExecResponse_Stderr
 	//	*ExecResponse_Exited
+	//	*ExecResponse_StdinConsumed
 	Kind          isExecResponse_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -645,7 +1018,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +1030,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +1043,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecResponse) GetKind() isExecResponse_Kind {
@@ -716,6 +1089,15 @@ func (x *ExecResponse) GetExited() *ExecExited {
 	return nil
 }
 
+func (x *ExecResponse) GetStdinConsumed() int64 {
+	if x != nil {
+		if x, ok := x.Kind.(*ExecResponse_StdinConsumed); ok {
+			return x.StdinConsumed
+		}
+	}
+	return 0
+}
+
 type isExecResponse_Kind interface {
 	isExecResponse_Kind()
 }
@@ -736,6 +1118,10 @@ type ExecResponse_Exited struct {
 	Exited *ExecExited `protobuf:"bytes,4,opt,name=exited,proto3,oneof"`
 }
 
+type ExecResponse_StdinConsumed struct {
+	StdinConsumed int64 `protobuf:"varint,5,opt,name=stdin_consumed,json=stdinConsumed,proto3,oneof"` // so many more bytes of stdin are on their way to the command
+}
+
 func (*ExecResponse_Started) isExecResponse_Kind() {}
 
 func (*ExecResponse_Stdout) isExecResponse_Kind() {}
@@ -744,16 +1130,22 @@ func (*ExecResponse_Stderr) isExecResponse_Kind() {}
 
 func (*ExecResponse_Exited) isExecResponse_Kind() {}
 
+func (*ExecResponse_StdinConsumed) isExecResponse_Kind() {}
+
 type ExecStarted struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Pid   int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	// A client that sends at most so many bytes of stdin more than stdin_consumed has said can send signals, sizes and
+	// the end of stdin at any time; one that sends more is held up while the command does not read. 0: a supervisor
+	// that says nothing of what was consumed.
+	StdinWindow   int64 `protobuf:"varint,2,opt,name=stdin_window,json=stdinWindow,proto3" json:"stdin_window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +1157,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,12 +1170,19 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecStarted) GetPid() int32 {
 	if x != nil {
 		return x.Pid
+	}
+	return 0
+}
+
+func (x *ExecStarted) GetStdinWindow() int64 {
+	if x != nil {
+		return x.StdinWindow
 	}
 	return 0
 }
@@ -798,7 +1197,7 @@ type ExecExited struct {
 
 func (x *ExecExited) Reset() {
 	*x = ExecExited{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +1209,7 @@ func (x *ExecExited) String() string {
 func (*ExecExited) ProtoMessage() {}
 
 func (x *ExecExited) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +1222,7 @@ func (x *ExecExited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExited.ProtoReflect.Descriptor instead.
 func (*ExecExited) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecExited) GetCode() int32 {
@@ -844,7 +1243,24 @@ var File_banger_v1_supervisor_proto protoreflect.FileDescriptor
 
 const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
-	"\x1abanger/v1/supervisor.proto\x12\tbanger.v1\x1a\x16banger/v1/common.proto\"\x19\n" +
+	"\x1abanger/v1/supervisor.proto\x12\tbanger.v1\x1a\x16banger/v1/common.proto\"\x18\n" +
+	"\x16SupervisorPauseRequest\"\x1a\n" +
+	"\x18SupervisorUnpauseRequest\"\x1b\n" +
+	"\x19SupervisorGrowDiskRequest\"f\n" +
+	"\x1aSupervisorGrowDiskResponse\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x01 \x01(\x04R\tdiskBytes\x12)\n" +
+	"\x10filesystem_bytes\x18\x02 \x01(\x04R\x0ffilesystemBytes\"2\n" +
+	"\x16SupervisorStatsRequest\x12\x18\n" +
+	"\asamples\x18\x01 \x01(\x05R\asamples\"F\n" +
+	"\x17SupervisorStatsResponse\x12+\n" +
+	"\asamples\x18\x01 \x03(\v2\x11.banger.v1.SampleR\asamples\">\n" +
+	"\x1bSupervisorWatchStatsRequest\x12\x1f\n" +
+	"\vinterval_ms\x18\x01 \x01(\x03R\n" +
+	"intervalMs\"\x18\n" +
+	"\x16SupervisorPortsRequest\"@\n" +
+	"\x17SupervisorPortsResponse\x12%\n" +
+	"\x05ports\x18\x01 \x03(\v2\x0f.banger.v1.PortR\x05ports\"\x19\n" +
 	"\x17SupervisorStatusRequest\"\x18\n" +
 	"\x16SupervisorWatchRequest\"F\n" +
 	"\x15SupervisorStopRequest\x12\x12\n" +
@@ -887,23 +1303,32 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xaf\x01\n" +
+	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xd8\x01\n" +
 	"\fExecResponse\x122\n" +
 	"\astarted\x18\x01 \x01(\v2\x16.banger.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12/\n" +
-	"\x06exited\x18\x04 \x01(\v2\x15.banger.v1.ExecExitedH\x00R\x06exitedB\x06\n" +
-	"\x04kind\"\x1f\n" +
+	"\x06exited\x18\x04 \x01(\v2\x15.banger.v1.ExecExitedH\x00R\x06exited\x12'\n" +
+	"\x0estdin_consumed\x18\x05 \x01(\x03H\x00R\rstdinConsumedB\x06\n" +
+	"\x04kind\"B\n" +
 	"\vExecStarted\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\x05R\x03pid\"8\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12!\n" +
+	"\fstdin_window\x18\x02 \x01(\x03R\vstdinWindow\"8\n" +
 	"\n" +
 	"ExecExited\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\tR\x06signal2\xad\x02\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal2\x87\x06\n" +
 	"\x11SupervisorService\x12I\n" +
 	"\x06Status\x12\".banger.v1.SupervisorStatusRequest\x1a\x1b.banger.v1.SupervisorStatus\x12I\n" +
 	"\x05Watch\x12!.banger.v1.SupervisorWatchRequest\x1a\x1b.banger.v1.SupervisorStatus0\x01\x12E\n" +
-	"\x04Stop\x12 .banger.v1.SupervisorStopRequest\x1a\x1b.banger.v1.SupervisorStatus\x12;\n" +
+	"\x04Stop\x12 .banger.v1.SupervisorStopRequest\x1a\x1b.banger.v1.SupervisorStatus\x12G\n" +
+	"\x05Pause\x12!.banger.v1.SupervisorPauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12K\n" +
+	"\aUnpause\x12#.banger.v1.SupervisorUnpauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12W\n" +
+	"\bGrowDisk\x12$.banger.v1.SupervisorGrowDiskRequest\x1a%.banger.v1.SupervisorGrowDiskResponse\x12N\n" +
+	"\x05Stats\x12!.banger.v1.SupervisorStatsRequest\x1a\".banger.v1.SupervisorStatsResponse\x12I\n" +
+	"\n" +
+	"WatchStats\x12&.banger.v1.SupervisorWatchStatsRequest\x1a\x11.banger.v1.Sample0\x01\x12N\n" +
+	"\x05Ports\x12!.banger.v1.SupervisorPortsRequest\x1a\".banger.v1.SupervisorPortsResponse\x12;\n" +
 	"\x04Exec\x12\x16.banger.v1.ExecRequest\x1a\x17.banger.v1.ExecResponse(\x010\x01B!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
 
 var (
@@ -918,42 +1343,67 @@ func file_banger_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_banger_v1_supervisor_proto_rawDescData
 }
 
-var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_banger_v1_supervisor_proto_goTypes = []any{
-	(*SupervisorStatusRequest)(nil), // 0: banger.v1.SupervisorStatusRequest
-	(*SupervisorWatchRequest)(nil),  // 1: banger.v1.SupervisorWatchRequest
-	(*SupervisorStopRequest)(nil),   // 2: banger.v1.SupervisorStopRequest
-	(*SupervisorStatus)(nil),        // 3: banger.v1.SupervisorStatus
-	(*Exit)(nil),                    // 4: banger.v1.Exit
-	(*ExecRequest)(nil),             // 5: banger.v1.ExecRequest
-	(*ExecStart)(nil),               // 6: banger.v1.ExecStart
-	(*TerminalSize)(nil),            // 7: banger.v1.TerminalSize
-	(*ExecResponse)(nil),            // 8: banger.v1.ExecResponse
-	(*ExecStarted)(nil),             // 9: banger.v1.ExecStarted
-	(*ExecExited)(nil),              // 10: banger.v1.ExecExited
-	(*Fault)(nil),                   // 11: banger.v1.Fault
+	(*SupervisorPauseRequest)(nil),      // 0: banger.v1.SupervisorPauseRequest
+	(*SupervisorUnpauseRequest)(nil),    // 1: banger.v1.SupervisorUnpauseRequest
+	(*SupervisorGrowDiskRequest)(nil),   // 2: banger.v1.SupervisorGrowDiskRequest
+	(*SupervisorGrowDiskResponse)(nil),  // 3: banger.v1.SupervisorGrowDiskResponse
+	(*SupervisorStatsRequest)(nil),      // 4: banger.v1.SupervisorStatsRequest
+	(*SupervisorStatsResponse)(nil),     // 5: banger.v1.SupervisorStatsResponse
+	(*SupervisorWatchStatsRequest)(nil), // 6: banger.v1.SupervisorWatchStatsRequest
+	(*SupervisorPortsRequest)(nil),      // 7: banger.v1.SupervisorPortsRequest
+	(*SupervisorPortsResponse)(nil),     // 8: banger.v1.SupervisorPortsResponse
+	(*SupervisorStatusRequest)(nil),     // 9: banger.v1.SupervisorStatusRequest
+	(*SupervisorWatchRequest)(nil),      // 10: banger.v1.SupervisorWatchRequest
+	(*SupervisorStopRequest)(nil),       // 11: banger.v1.SupervisorStopRequest
+	(*SupervisorStatus)(nil),            // 12: banger.v1.SupervisorStatus
+	(*Exit)(nil),                        // 13: banger.v1.Exit
+	(*ExecRequest)(nil),                 // 14: banger.v1.ExecRequest
+	(*ExecStart)(nil),                   // 15: banger.v1.ExecStart
+	(*TerminalSize)(nil),                // 16: banger.v1.TerminalSize
+	(*ExecResponse)(nil),                // 17: banger.v1.ExecResponse
+	(*ExecStarted)(nil),                 // 18: banger.v1.ExecStarted
+	(*ExecExited)(nil),                  // 19: banger.v1.ExecExited
+	(*Sample)(nil),                      // 20: banger.v1.Sample
+	(*Port)(nil),                        // 21: banger.v1.Port
+	(*Fault)(nil),                       // 22: banger.v1.Fault
 }
 var file_banger_v1_supervisor_proto_depIdxs = []int32{
-	11, // 0: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
-	4,  // 1: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
-	6,  // 2: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
-	7,  // 3: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
-	7,  // 4: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
-	9,  // 5: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
-	10, // 6: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
-	0,  // 7: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
-	1,  // 8: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
-	2,  // 9: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
-	5,  // 10: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
-	3,  // 11: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
-	3,  // 12: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
-	3,  // 13: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
-	8,  // 14: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	20, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
+	21, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
+	22, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
+	13, // 3: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
+	15, // 4: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
+	16, // 5: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
+	16, // 6: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
+	18, // 7: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
+	19, // 8: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
+	9,  // 9: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
+	10, // 10: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
+	11, // 11: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
+	0,  // 12: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
+	1,  // 13: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
+	2,  // 14: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
+	4,  // 15: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
+	6,  // 16: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
+	7,  // 17: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
+	14, // 18: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
+	12, // 19: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
+	12, // 20: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
+	12, // 21: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
+	12, // 22: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
+	12, // 23: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
+	3,  // 24: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
+	5,  // 25: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
+	20, // 26: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
+	8,  // 27: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
+	17, // 28: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
+	19, // [19:29] is the sub-list for method output_type
+	9,  // [9:19] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_supervisor_proto_init() }
@@ -962,18 +1412,19 @@ func file_banger_v1_supervisor_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
-	file_banger_v1_supervisor_proto_msgTypes[5].OneofWrappers = []any{
+	file_banger_v1_supervisor_proto_msgTypes[14].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_banger_v1_supervisor_proto_msgTypes[8].OneofWrappers = []any{
+	file_banger_v1_supervisor_proto_msgTypes[17].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exited)(nil),
+		(*ExecResponse_StdinConsumed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -981,7 +1432,7 @@ func file_banger_v1_supervisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_supervisor_proto_rawDesc), len(file_banger_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,10 @@ const (
 	VMServiceName = "banger.v1.VMService"
 	// OperationServiceName is the fully-qualified name of the OperationService service.
 	OperationServiceName = "banger.v1.OperationService"
+	// EventServiceName is the fully-qualified name of the EventService service.
+	EventServiceName = "banger.v1.EventService"
+	// FsckServiceName is the fully-qualified name of the FsckService service.
+	FsckServiceName = "banger.v1.FsckService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "banger.v1.ImageService"
 	// KernelServiceName is the fully-qualified name of the KernelService service.
@@ -62,6 +66,20 @@ const (
 	VMServiceListProcedure = "/banger.v1.VMService/List"
 	// VMServiceGetProcedure is the fully-qualified name of the VMService's Get RPC.
 	VMServiceGetProcedure = "/banger.v1.VMService/Get"
+	// VMServiceRestartProcedure is the fully-qualified name of the VMService's Restart RPC.
+	VMServiceRestartProcedure = "/banger.v1.VMService/Restart"
+	// VMServicePauseProcedure is the fully-qualified name of the VMService's Pause RPC.
+	VMServicePauseProcedure = "/banger.v1.VMService/Pause"
+	// VMServiceUnpauseProcedure is the fully-qualified name of the VMService's Unpause RPC.
+	VMServiceUnpauseProcedure = "/banger.v1.VMService/Unpause"
+	// VMServiceRenameProcedure is the fully-qualified name of the VMService's Rename RPC.
+	VMServiceRenameProcedure = "/banger.v1.VMService/Rename"
+	// VMServiceSetProcedure is the fully-qualified name of the VMService's Set RPC.
+	VMServiceSetProcedure = "/banger.v1.VMService/Set"
+	// VMServiceResetProcedure is the fully-qualified name of the VMService's Reset RPC.
+	VMServiceResetProcedure = "/banger.v1.VMService/Reset"
+	// VMServiceWaitProcedure is the fully-qualified name of the VMService's Wait RPC.
+	VMServiceWaitProcedure = "/banger.v1.VMService/Wait"
 	// VMServiceEndpointProcedure is the fully-qualified name of the VMService's Endpoint RPC.
 	VMServiceEndpointProcedure = "/banger.v1.VMService/Endpoint"
 	// OperationServiceGetProcedure is the fully-qualified name of the OperationService's Get RPC.
@@ -72,6 +90,12 @@ const (
 	OperationServiceWatchProcedure = "/banger.v1.OperationService/Watch"
 	// OperationServiceCancelProcedure is the fully-qualified name of the OperationService's Cancel RPC.
 	OperationServiceCancelProcedure = "/banger.v1.OperationService/Cancel"
+	// EventServiceListProcedure is the fully-qualified name of the EventService's List RPC.
+	EventServiceListProcedure = "/banger.v1.EventService/List"
+	// EventServiceWatchProcedure is the fully-qualified name of the EventService's Watch RPC.
+	EventServiceWatchProcedure = "/banger.v1.EventService/Watch"
+	// FsckServiceCheckProcedure is the fully-qualified name of the FsckService's Check RPC.
+	FsckServiceCheckProcedure = "/banger.v1.FsckService/Check"
 	// ImageServiceListProcedure is the fully-qualified name of the ImageService's List RPC.
 	ImageServiceListProcedure = "/banger.v1.ImageService/List"
 	// ImageServiceCatalogProcedure is the fully-qualified name of the ImageService's Catalog RPC.
@@ -221,6 +245,17 @@ type VMServiceClient interface {
 	Remove(context.Context, *connect.Request[v1.RemoveVMRequest]) (*connect.Response[v1.RemoveVMResponse], error)
 	List(context.Context, *connect.Request[v1.ListVMsRequest]) (*connect.Response[v1.ListVMsResponse], error)
 	Get(context.Context, *connect.Request[v1.GetVMRequest]) (*connect.Response[v1.VM], error)
+	// Restart stops it, if it runs, and starts it.
+	Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error)
+	Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error)
+	Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error)
+	Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error)
+	// Set changes settings. What cannot change while the VM runs is kept for the next start (VM.pending).
+	Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error)
+	// Reset drops what was changed in the image's part of the root file system and keeps home directories and workspace.
+	Reset(context.Context, *connect.Request[v1.ResetVMRequest]) (*connect.Response[v1.VM], error)
+	// Wait returns when the VM is in one of the states, or is gone (not_found).
+	Wait(context.Context, *connect.Request[v1.WaitVMRequest]) (*connect.Response[v1.VM], error)
 	// Endpoint tells where the VM's supervisor listens, so that streams go straight to it.
 	Endpoint(context.Context, *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error)
 }
@@ -278,6 +313,48 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Get")),
 			connect.WithClientOptions(opts...),
 		),
+		restart: connect.NewClient[v1.RestartVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceRestartProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Restart")),
+			connect.WithClientOptions(opts...),
+		),
+		pause: connect.NewClient[v1.PauseVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServicePauseProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Pause")),
+			connect.WithClientOptions(opts...),
+		),
+		unpause: connect.NewClient[v1.UnpauseVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceUnpauseProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Unpause")),
+			connect.WithClientOptions(opts...),
+		),
+		rename: connect.NewClient[v1.RenameVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceRenameProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Rename")),
+			connect.WithClientOptions(opts...),
+		),
+		set: connect.NewClient[v1.SetVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceSetProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Set")),
+			connect.WithClientOptions(opts...),
+		),
+		reset: connect.NewClient[v1.ResetVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceResetProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Reset")),
+			connect.WithClientOptions(opts...),
+		),
+		wait: connect.NewClient[v1.WaitVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceWaitProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Wait")),
+			connect.WithClientOptions(opts...),
+		),
 		endpoint: connect.NewClient[v1.EndpointRequest, v1.EndpointResponse](
 			httpClient,
 			baseURL+VMServiceEndpointProcedure,
@@ -296,6 +373,13 @@ type vMServiceClient struct {
 	remove   *connect.Client[v1.RemoveVMRequest, v1.RemoveVMResponse]
 	list     *connect.Client[v1.ListVMsRequest, v1.ListVMsResponse]
 	get      *connect.Client[v1.GetVMRequest, v1.VM]
+	restart  *connect.Client[v1.RestartVMRequest, v1.VM]
+	pause    *connect.Client[v1.PauseVMRequest, v1.VM]
+	unpause  *connect.Client[v1.UnpauseVMRequest, v1.VM]
+	rename   *connect.Client[v1.RenameVMRequest, v1.VM]
+	set      *connect.Client[v1.SetVMRequest, v1.VM]
+	reset    *connect.Client[v1.ResetVMRequest, v1.VM]
+	wait     *connect.Client[v1.WaitVMRequest, v1.VM]
 	endpoint *connect.Client[v1.EndpointRequest, v1.EndpointResponse]
 }
 
@@ -334,6 +418,41 @@ func (c *vMServiceClient) Get(ctx context.Context, req *connect.Request[v1.GetVM
 	return c.get.CallUnary(ctx, req)
 }
 
+// Restart calls banger.v1.VMService.Restart.
+func (c *vMServiceClient) Restart(ctx context.Context, req *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.restart.CallUnary(ctx, req)
+}
+
+// Pause calls banger.v1.VMService.Pause.
+func (c *vMServiceClient) Pause(ctx context.Context, req *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.pause.CallUnary(ctx, req)
+}
+
+// Unpause calls banger.v1.VMService.Unpause.
+func (c *vMServiceClient) Unpause(ctx context.Context, req *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.unpause.CallUnary(ctx, req)
+}
+
+// Rename calls banger.v1.VMService.Rename.
+func (c *vMServiceClient) Rename(ctx context.Context, req *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.rename.CallUnary(ctx, req)
+}
+
+// Set calls banger.v1.VMService.Set.
+func (c *vMServiceClient) Set(ctx context.Context, req *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.set.CallUnary(ctx, req)
+}
+
+// Reset calls banger.v1.VMService.Reset.
+func (c *vMServiceClient) Reset(ctx context.Context, req *connect.Request[v1.ResetVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.reset.CallUnary(ctx, req)
+}
+
+// Wait calls banger.v1.VMService.Wait.
+func (c *vMServiceClient) Wait(ctx context.Context, req *connect.Request[v1.WaitVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.wait.CallUnary(ctx, req)
+}
+
 // Endpoint calls banger.v1.VMService.Endpoint.
 func (c *vMServiceClient) Endpoint(ctx context.Context, req *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error) {
 	return c.endpoint.CallUnary(ctx, req)
@@ -350,6 +469,17 @@ type VMServiceHandler interface {
 	Remove(context.Context, *connect.Request[v1.RemoveVMRequest]) (*connect.Response[v1.RemoveVMResponse], error)
 	List(context.Context, *connect.Request[v1.ListVMsRequest]) (*connect.Response[v1.ListVMsResponse], error)
 	Get(context.Context, *connect.Request[v1.GetVMRequest]) (*connect.Response[v1.VM], error)
+	// Restart stops it, if it runs, and starts it.
+	Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error)
+	Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error)
+	Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error)
+	Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error)
+	// Set changes settings. What cannot change while the VM runs is kept for the next start (VM.pending).
+	Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error)
+	// Reset drops what was changed in the image's part of the root file system and keeps home directories and workspace.
+	Reset(context.Context, *connect.Request[v1.ResetVMRequest]) (*connect.Response[v1.VM], error)
+	// Wait returns when the VM is in one of the states, or is gone (not_found).
+	Wait(context.Context, *connect.Request[v1.WaitVMRequest]) (*connect.Response[v1.VM], error)
 	// Endpoint tells where the VM's supervisor listens, so that streams go straight to it.
 	Endpoint(context.Context, *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error)
 }
@@ -403,6 +533,48 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Get")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceRestartHandler := connect.NewUnaryHandler(
+		VMServiceRestartProcedure,
+		svc.Restart,
+		connect.WithSchema(vMServiceMethods.ByName("Restart")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServicePauseHandler := connect.NewUnaryHandler(
+		VMServicePauseProcedure,
+		svc.Pause,
+		connect.WithSchema(vMServiceMethods.ByName("Pause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceUnpauseHandler := connect.NewUnaryHandler(
+		VMServiceUnpauseProcedure,
+		svc.Unpause,
+		connect.WithSchema(vMServiceMethods.ByName("Unpause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceRenameHandler := connect.NewUnaryHandler(
+		VMServiceRenameProcedure,
+		svc.Rename,
+		connect.WithSchema(vMServiceMethods.ByName("Rename")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceSetHandler := connect.NewUnaryHandler(
+		VMServiceSetProcedure,
+		svc.Set,
+		connect.WithSchema(vMServiceMethods.ByName("Set")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceResetHandler := connect.NewUnaryHandler(
+		VMServiceResetProcedure,
+		svc.Reset,
+		connect.WithSchema(vMServiceMethods.ByName("Reset")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceWaitHandler := connect.NewUnaryHandler(
+		VMServiceWaitProcedure,
+		svc.Wait,
+		connect.WithSchema(vMServiceMethods.ByName("Wait")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceEndpointHandler := connect.NewUnaryHandler(
 		VMServiceEndpointProcedure,
 		svc.Endpoint,
@@ -425,6 +597,20 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceListHandler.ServeHTTP(w, r)
 		case VMServiceGetProcedure:
 			vMServiceGetHandler.ServeHTTP(w, r)
+		case VMServiceRestartProcedure:
+			vMServiceRestartHandler.ServeHTTP(w, r)
+		case VMServicePauseProcedure:
+			vMServicePauseHandler.ServeHTTP(w, r)
+		case VMServiceUnpauseProcedure:
+			vMServiceUnpauseHandler.ServeHTTP(w, r)
+		case VMServiceRenameProcedure:
+			vMServiceRenameHandler.ServeHTTP(w, r)
+		case VMServiceSetProcedure:
+			vMServiceSetHandler.ServeHTTP(w, r)
+		case VMServiceResetProcedure:
+			vMServiceResetHandler.ServeHTTP(w, r)
+		case VMServiceWaitProcedure:
+			vMServiceWaitHandler.ServeHTTP(w, r)
 		case VMServiceEndpointProcedure:
 			vMServiceEndpointHandler.ServeHTTP(w, r)
 		default:
@@ -462,6 +648,34 @@ func (UnimplementedVMServiceHandler) List(context.Context, *connect.Request[v1.L
 
 func (UnimplementedVMServiceHandler) Get(context.Context, *connect.Request[v1.GetVMRequest]) (*connect.Response[v1.VM], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Get is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Restart is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Pause is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Unpause is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Rename is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Set is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Reset(context.Context, *connect.Request[v1.ResetVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Reset is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Wait(context.Context, *connect.Request[v1.WaitVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Wait is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Endpoint(context.Context, *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error) {
@@ -616,6 +830,174 @@ func (UnimplementedOperationServiceHandler) Watch(context.Context, *connect.Requ
 
 func (UnimplementedOperationServiceHandler) Cancel(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.OperationService.Cancel is not implemented"))
+}
+
+// EventServiceClient is a client for the banger.v1.EventService service.
+type EventServiceClient interface {
+	List(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
+	// Watch sends the events after the given number, then new ones as they happen.
+	Watch(context.Context, *connect.Request[v1.WatchEventsRequest]) (*connect.ServerStreamForClient[v1.Event], error)
+}
+
+// NewEventServiceClient constructs a client for the banger.v1.EventService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEventServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EventServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	eventServiceMethods := v1.File_banger_v1_daemon_proto.Services().ByName("EventService").Methods()
+	return &eventServiceClient{
+		list: connect.NewClient[v1.ListEventsRequest, v1.ListEventsResponse](
+			httpClient,
+			baseURL+EventServiceListProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		watch: connect.NewClient[v1.WatchEventsRequest, v1.Event](
+			httpClient,
+			baseURL+EventServiceWatchProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("Watch")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// eventServiceClient implements EventServiceClient.
+type eventServiceClient struct {
+	list  *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	watch *connect.Client[v1.WatchEventsRequest, v1.Event]
+}
+
+// List calls banger.v1.EventService.List.
+func (c *eventServiceClient) List(ctx context.Context, req *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Watch calls banger.v1.EventService.Watch.
+func (c *eventServiceClient) Watch(ctx context.Context, req *connect.Request[v1.WatchEventsRequest]) (*connect.ServerStreamForClient[v1.Event], error) {
+	return c.watch.CallServerStream(ctx, req)
+}
+
+// EventServiceHandler is an implementation of the banger.v1.EventService service.
+type EventServiceHandler interface {
+	List(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error)
+	// Watch sends the events after the given number, then new ones as they happen.
+	Watch(context.Context, *connect.Request[v1.WatchEventsRequest], *connect.ServerStream[v1.Event]) error
+}
+
+// NewEventServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	eventServiceMethods := v1.File_banger_v1_daemon_proto.Services().ByName("EventService").Methods()
+	eventServiceListHandler := connect.NewUnaryHandler(
+		EventServiceListProcedure,
+		svc.List,
+		connect.WithSchema(eventServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	eventServiceWatchHandler := connect.NewServerStreamHandler(
+		EventServiceWatchProcedure,
+		svc.Watch,
+		connect.WithSchema(eventServiceMethods.ByName("Watch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.EventService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EventServiceListProcedure:
+			eventServiceListHandler.ServeHTTP(w, r)
+		case EventServiceWatchProcedure:
+			eventServiceWatchHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEventServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEventServiceHandler struct{}
+
+func (UnimplementedEventServiceHandler) List(context.Context, *connect.Request[v1.ListEventsRequest]) (*connect.Response[v1.ListEventsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.EventService.List is not implemented"))
+}
+
+func (UnimplementedEventServiceHandler) Watch(context.Context, *connect.Request[v1.WatchEventsRequest], *connect.ServerStream[v1.Event]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.EventService.Watch is not implemented"))
+}
+
+// FsckServiceClient is a client for the banger.v1.FsckService service.
+type FsckServiceClient interface {
+	Check(context.Context, *connect.Request[v1.FsckRequest]) (*connect.Response[v1.FsckResponse], error)
+}
+
+// NewFsckServiceClient constructs a client for the banger.v1.FsckService service. By default, it
+// uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewFsckServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) FsckServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	fsckServiceMethods := v1.File_banger_v1_daemon_proto.Services().ByName("FsckService").Methods()
+	return &fsckServiceClient{
+		check: connect.NewClient[v1.FsckRequest, v1.FsckResponse](
+			httpClient,
+			baseURL+FsckServiceCheckProcedure,
+			connect.WithSchema(fsckServiceMethods.ByName("Check")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// fsckServiceClient implements FsckServiceClient.
+type fsckServiceClient struct {
+	check *connect.Client[v1.FsckRequest, v1.FsckResponse]
+}
+
+// Check calls banger.v1.FsckService.Check.
+func (c *fsckServiceClient) Check(ctx context.Context, req *connect.Request[v1.FsckRequest]) (*connect.Response[v1.FsckResponse], error) {
+	return c.check.CallUnary(ctx, req)
+}
+
+// FsckServiceHandler is an implementation of the banger.v1.FsckService service.
+type FsckServiceHandler interface {
+	Check(context.Context, *connect.Request[v1.FsckRequest]) (*connect.Response[v1.FsckResponse], error)
+}
+
+// NewFsckServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewFsckServiceHandler(svc FsckServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	fsckServiceMethods := v1.File_banger_v1_daemon_proto.Services().ByName("FsckService").Methods()
+	fsckServiceCheckHandler := connect.NewUnaryHandler(
+		FsckServiceCheckProcedure,
+		svc.Check,
+		connect.WithSchema(fsckServiceMethods.ByName("Check")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.FsckService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case FsckServiceCheckProcedure:
+			fsckServiceCheckHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedFsckServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedFsckServiceHandler struct{}
+
+func (UnimplementedFsckServiceHandler) Check(context.Context, *connect.Request[v1.FsckRequest]) (*connect.Response[v1.FsckResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.FsckService.Check is not implemented"))
 }
 
 // ImageServiceClient is a client for the banger.v1.ImageService service.

@@ -41,6 +41,21 @@ const (
 	SupervisorServiceWatchProcedure = "/banger.v1.SupervisorService/Watch"
 	// SupervisorServiceStopProcedure is the fully-qualified name of the SupervisorService's Stop RPC.
 	SupervisorServiceStopProcedure = "/banger.v1.SupervisorService/Stop"
+	// SupervisorServicePauseProcedure is the fully-qualified name of the SupervisorService's Pause RPC.
+	SupervisorServicePauseProcedure = "/banger.v1.SupervisorService/Pause"
+	// SupervisorServiceUnpauseProcedure is the fully-qualified name of the SupervisorService's Unpause
+	// RPC.
+	SupervisorServiceUnpauseProcedure = "/banger.v1.SupervisorService/Unpause"
+	// SupervisorServiceGrowDiskProcedure is the fully-qualified name of the SupervisorService's
+	// GrowDisk RPC.
+	SupervisorServiceGrowDiskProcedure = "/banger.v1.SupervisorService/GrowDisk"
+	// SupervisorServiceStatsProcedure is the fully-qualified name of the SupervisorService's Stats RPC.
+	SupervisorServiceStatsProcedure = "/banger.v1.SupervisorService/Stats"
+	// SupervisorServiceWatchStatsProcedure is the fully-qualified name of the SupervisorService's
+	// WatchStats RPC.
+	SupervisorServiceWatchStatsProcedure = "/banger.v1.SupervisorService/WatchStats"
+	// SupervisorServicePortsProcedure is the fully-qualified name of the SupervisorService's Ports RPC.
+	SupervisorServicePortsProcedure = "/banger.v1.SupervisorService/Ports"
 	// SupervisorServiceExecProcedure is the fully-qualified name of the SupervisorService's Exec RPC.
 	SupervisorServiceExecProcedure = "/banger.v1.SupervisorService/Exec"
 )
@@ -53,6 +68,17 @@ type SupervisorServiceClient interface {
 	Watch(context.Context, *connect.Request[v1.SupervisorWatchRequest]) (*connect.ServerStreamForClient[v1.SupervisorStatus], error)
 	// Stop runs the stop ladder and returns when the VMM is gone. grace_ms is the agent's share of it.
 	Stop(context.Context, *connect.Request[v1.SupervisorStopRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	// Pause stops the guest's CPUs; its memory stays. Unpause lets them go on and sets the guest's clock.
+	Pause(context.Context, *connect.Request[v1.SupervisorPauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	Unpause(context.Context, *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	// GrowDisk tells VMM and guest that the VM disk's file has grown to its present size, and grows the file system.
+	GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error)
+	// Stats returns the bounded history of samples, the newest last, at least one of which is fresh.
+	Stats(context.Context, *connect.Request[v1.SupervisorStatsRequest]) (*connect.Response[v1.SupervisorStatsResponse], error)
+	// WatchStats sends a fresh sample at every interval.
+	WatchStats(context.Context, *connect.Request[v1.SupervisorWatchStatsRequest]) (*connect.ServerStreamForClient[v1.Sample], error)
+	// Ports lists what listens in the guest.
+	Ports(context.Context, *connect.Request[v1.SupervisorPortsRequest]) (*connect.Response[v1.SupervisorPortsResponse], error)
 	// Exec runs one command in the guest. The client sends start first, then input; the server sends started,
 	// output, and exited last.
 	Exec(context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse]
@@ -87,6 +113,42 @@ func NewSupervisorServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(supervisorServiceMethods.ByName("Stop")),
 			connect.WithClientOptions(opts...),
 		),
+		pause: connect.NewClient[v1.SupervisorPauseRequest, v1.SupervisorStatus](
+			httpClient,
+			baseURL+SupervisorServicePauseProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("Pause")),
+			connect.WithClientOptions(opts...),
+		),
+		unpause: connect.NewClient[v1.SupervisorUnpauseRequest, v1.SupervisorStatus](
+			httpClient,
+			baseURL+SupervisorServiceUnpauseProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("Unpause")),
+			connect.WithClientOptions(opts...),
+		),
+		growDisk: connect.NewClient[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse](
+			httpClient,
+			baseURL+SupervisorServiceGrowDiskProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("GrowDisk")),
+			connect.WithClientOptions(opts...),
+		),
+		stats: connect.NewClient[v1.SupervisorStatsRequest, v1.SupervisorStatsResponse](
+			httpClient,
+			baseURL+SupervisorServiceStatsProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("Stats")),
+			connect.WithClientOptions(opts...),
+		),
+		watchStats: connect.NewClient[v1.SupervisorWatchStatsRequest, v1.Sample](
+			httpClient,
+			baseURL+SupervisorServiceWatchStatsProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("WatchStats")),
+			connect.WithClientOptions(opts...),
+		),
+		ports: connect.NewClient[v1.SupervisorPortsRequest, v1.SupervisorPortsResponse](
+			httpClient,
+			baseURL+SupervisorServicePortsProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("Ports")),
+			connect.WithClientOptions(opts...),
+		),
 		exec: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
 			httpClient,
 			baseURL+SupervisorServiceExecProcedure,
@@ -98,10 +160,16 @@ func NewSupervisorServiceClient(httpClient connect.HTTPClient, baseURL string, o
 
 // supervisorServiceClient implements SupervisorServiceClient.
 type supervisorServiceClient struct {
-	status *connect.Client[v1.SupervisorStatusRequest, v1.SupervisorStatus]
-	watch  *connect.Client[v1.SupervisorWatchRequest, v1.SupervisorStatus]
-	stop   *connect.Client[v1.SupervisorStopRequest, v1.SupervisorStatus]
-	exec   *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	status     *connect.Client[v1.SupervisorStatusRequest, v1.SupervisorStatus]
+	watch      *connect.Client[v1.SupervisorWatchRequest, v1.SupervisorStatus]
+	stop       *connect.Client[v1.SupervisorStopRequest, v1.SupervisorStatus]
+	pause      *connect.Client[v1.SupervisorPauseRequest, v1.SupervisorStatus]
+	unpause    *connect.Client[v1.SupervisorUnpauseRequest, v1.SupervisorStatus]
+	growDisk   *connect.Client[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse]
+	stats      *connect.Client[v1.SupervisorStatsRequest, v1.SupervisorStatsResponse]
+	watchStats *connect.Client[v1.SupervisorWatchStatsRequest, v1.Sample]
+	ports      *connect.Client[v1.SupervisorPortsRequest, v1.SupervisorPortsResponse]
+	exec       *connect.Client[v1.ExecRequest, v1.ExecResponse]
 }
 
 // Status calls banger.v1.SupervisorService.Status.
@@ -119,6 +187,36 @@ func (c *supervisorServiceClient) Stop(ctx context.Context, req *connect.Request
 	return c.stop.CallUnary(ctx, req)
 }
 
+// Pause calls banger.v1.SupervisorService.Pause.
+func (c *supervisorServiceClient) Pause(ctx context.Context, req *connect.Request[v1.SupervisorPauseRequest]) (*connect.Response[v1.SupervisorStatus], error) {
+	return c.pause.CallUnary(ctx, req)
+}
+
+// Unpause calls banger.v1.SupervisorService.Unpause.
+func (c *supervisorServiceClient) Unpause(ctx context.Context, req *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error) {
+	return c.unpause.CallUnary(ctx, req)
+}
+
+// GrowDisk calls banger.v1.SupervisorService.GrowDisk.
+func (c *supervisorServiceClient) GrowDisk(ctx context.Context, req *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error) {
+	return c.growDisk.CallUnary(ctx, req)
+}
+
+// Stats calls banger.v1.SupervisorService.Stats.
+func (c *supervisorServiceClient) Stats(ctx context.Context, req *connect.Request[v1.SupervisorStatsRequest]) (*connect.Response[v1.SupervisorStatsResponse], error) {
+	return c.stats.CallUnary(ctx, req)
+}
+
+// WatchStats calls banger.v1.SupervisorService.WatchStats.
+func (c *supervisorServiceClient) WatchStats(ctx context.Context, req *connect.Request[v1.SupervisorWatchStatsRequest]) (*connect.ServerStreamForClient[v1.Sample], error) {
+	return c.watchStats.CallServerStream(ctx, req)
+}
+
+// Ports calls banger.v1.SupervisorService.Ports.
+func (c *supervisorServiceClient) Ports(ctx context.Context, req *connect.Request[v1.SupervisorPortsRequest]) (*connect.Response[v1.SupervisorPortsResponse], error) {
+	return c.ports.CallUnary(ctx, req)
+}
+
 // Exec calls banger.v1.SupervisorService.Exec.
 func (c *supervisorServiceClient) Exec(ctx context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse] {
 	return c.exec.CallBidiStream(ctx)
@@ -132,6 +230,17 @@ type SupervisorServiceHandler interface {
 	Watch(context.Context, *connect.Request[v1.SupervisorWatchRequest], *connect.ServerStream[v1.SupervisorStatus]) error
 	// Stop runs the stop ladder and returns when the VMM is gone. grace_ms is the agent's share of it.
 	Stop(context.Context, *connect.Request[v1.SupervisorStopRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	// Pause stops the guest's CPUs; its memory stays. Unpause lets them go on and sets the guest's clock.
+	Pause(context.Context, *connect.Request[v1.SupervisorPauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	Unpause(context.Context, *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	// GrowDisk tells VMM and guest that the VM disk's file has grown to its present size, and grows the file system.
+	GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error)
+	// Stats returns the bounded history of samples, the newest last, at least one of which is fresh.
+	Stats(context.Context, *connect.Request[v1.SupervisorStatsRequest]) (*connect.Response[v1.SupervisorStatsResponse], error)
+	// WatchStats sends a fresh sample at every interval.
+	WatchStats(context.Context, *connect.Request[v1.SupervisorWatchStatsRequest], *connect.ServerStream[v1.Sample]) error
+	// Ports lists what listens in the guest.
+	Ports(context.Context, *connect.Request[v1.SupervisorPortsRequest]) (*connect.Response[v1.SupervisorPortsResponse], error)
 	// Exec runs one command in the guest. The client sends start first, then input; the server sends started,
 	// output, and exited last.
 	Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
@@ -162,6 +271,42 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 		connect.WithSchema(supervisorServiceMethods.ByName("Stop")),
 		connect.WithHandlerOptions(opts...),
 	)
+	supervisorServicePauseHandler := connect.NewUnaryHandler(
+		SupervisorServicePauseProcedure,
+		svc.Pause,
+		connect.WithSchema(supervisorServiceMethods.ByName("Pause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceUnpauseHandler := connect.NewUnaryHandler(
+		SupervisorServiceUnpauseProcedure,
+		svc.Unpause,
+		connect.WithSchema(supervisorServiceMethods.ByName("Unpause")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceGrowDiskHandler := connect.NewUnaryHandler(
+		SupervisorServiceGrowDiskProcedure,
+		svc.GrowDisk,
+		connect.WithSchema(supervisorServiceMethods.ByName("GrowDisk")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceStatsHandler := connect.NewUnaryHandler(
+		SupervisorServiceStatsProcedure,
+		svc.Stats,
+		connect.WithSchema(supervisorServiceMethods.ByName("Stats")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceWatchStatsHandler := connect.NewServerStreamHandler(
+		SupervisorServiceWatchStatsProcedure,
+		svc.WatchStats,
+		connect.WithSchema(supervisorServiceMethods.ByName("WatchStats")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServicePortsHandler := connect.NewUnaryHandler(
+		SupervisorServicePortsProcedure,
+		svc.Ports,
+		connect.WithSchema(supervisorServiceMethods.ByName("Ports")),
+		connect.WithHandlerOptions(opts...),
+	)
 	supervisorServiceExecHandler := connect.NewBidiStreamHandler(
 		SupervisorServiceExecProcedure,
 		svc.Exec,
@@ -176,6 +321,18 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 			supervisorServiceWatchHandler.ServeHTTP(w, r)
 		case SupervisorServiceStopProcedure:
 			supervisorServiceStopHandler.ServeHTTP(w, r)
+		case SupervisorServicePauseProcedure:
+			supervisorServicePauseHandler.ServeHTTP(w, r)
+		case SupervisorServiceUnpauseProcedure:
+			supervisorServiceUnpauseHandler.ServeHTTP(w, r)
+		case SupervisorServiceGrowDiskProcedure:
+			supervisorServiceGrowDiskHandler.ServeHTTP(w, r)
+		case SupervisorServiceStatsProcedure:
+			supervisorServiceStatsHandler.ServeHTTP(w, r)
+		case SupervisorServiceWatchStatsProcedure:
+			supervisorServiceWatchStatsHandler.ServeHTTP(w, r)
+		case SupervisorServicePortsProcedure:
+			supervisorServicePortsHandler.ServeHTTP(w, r)
 		case SupervisorServiceExecProcedure:
 			supervisorServiceExecHandler.ServeHTTP(w, r)
 		default:
@@ -197,6 +354,30 @@ func (UnimplementedSupervisorServiceHandler) Watch(context.Context, *connect.Req
 
 func (UnimplementedSupervisorServiceHandler) Stop(context.Context, *connect.Request[v1.SupervisorStopRequest]) (*connect.Response[v1.SupervisorStatus], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Stop is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) Pause(context.Context, *connect.Request[v1.SupervisorPauseRequest]) (*connect.Response[v1.SupervisorStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Pause is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) Unpause(context.Context, *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Unpause is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.GrowDisk is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) Stats(context.Context, *connect.Request[v1.SupervisorStatsRequest]) (*connect.Response[v1.SupervisorStatsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Stats is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) WatchStats(context.Context, *connect.Request[v1.SupervisorWatchStatsRequest], *connect.ServerStream[v1.Sample]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.WatchStats is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) Ports(context.Context, *connect.Request[v1.SupervisorPortsRequest]) (*connect.Response[v1.SupervisorPortsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Ports is not implemented"))
 }
 
 func (UnimplementedSupervisorServiceHandler) Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error {

@@ -1,0 +1,365 @@
+package daemon_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/daemon"
+	"banger/internal/daemon/daemontest"
+	"banger/internal/fault"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// scenario is the way to a step: what has to be there, and the command that comes by it. The host has a VM "other" that
+// runs and must not notice anything.
+type scenario struct {
+	prepare func(*host)
+	act     func(*host) error
+	// again is done afterwards, with a daemon that works; it must succeed whatever was done by then.
+	again func(*host) error
+}
+
+func scenarios() map[daemon.Step]scenario {
+	none := func(*host) {}
+	created := func(h *host) { h.wait(h.begin(&bangerv1.VMSpec{Name: "dev"}, false)) }
+	running := func(h *host) { h.create("dev") }
+	create := scenario{none, func(h *host) error { return h.tryCreate("dev") }, func(h *host) error {
+		if err := h.remove("dev", true); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		return h.tryCreate("dev")
+	}}
+	start := scenario{created, func(h *host) error { return second(h.start("dev")) }, func(h *host) error { return second(h.start("dev")) }}
+	stop := scenario{running, func(h *host) error { return second(h.stop("dev")) }, func(h *host) error { return second(h.stop("dev")) }}
+	remove := scenario{running, func(h *host) error { return h.remove("dev", true) }, func(h *host) error {
+		if err := h.remove("dev", true); !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		return nil
+	}}
+	size := uint64(512 << 20)
+	growDisk := func(h *host) error { return second(h.set(&bangerv1.SetVMRequest{Ref: "dev", DiskBytes: &size})) }
+	grow := scenario{running, growDisk, growDisk}
+	rename := scenario{created, func(h *host) error { return second(h.rename("dev", "new")) }, func(h *host) error {
+		if _, err := h.rename("dev", "new"); !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		return second(h.start("new"))
+	}}
+	reset := scenario{created, func(h *host) error { return second(h.reset("dev", false)) }, func(h *host) error { return second(h.reset("dev", false)) }}
+	return map[daemon.Step]scenario{
+		daemon.StepCreateFetched: create, daemon.StepCreateRow: create, daemon.StepCreateDir: create,
+		daemon.StepCreateDisk: create, daemon.StepCreateRecord: create, daemon.StepCreateMade: create,
+		daemon.StepStartRow: start, daemon.StepStartLaunch: start, daemon.StepStartSpawned: start, daemon.StepStartReady: start,
+		daemon.StepStopRow: stop, daemon.StepStopEnded: stop,
+		daemon.StepRemoveRow: remove, daemon.StepRemoveEnded: remove, daemon.StepRemoveRun: remove, daemon.StepRemoveDir: remove,
+		daemon.StepGrowFile: grow, daemon.StepGrowGuest: grow,
+		daemon.StepChangeRow: rename, daemon.StepChangeRecord: rename,
+		daemon.StepResetRow: reset, daemon.StepResetRecord: reset,
+	}
+}
+
+// atStart are the steps that a daemon comes by when it starts.
+func atStart() []daemon.Step {
+	return []daemon.Step{daemon.StepAdoptExamined, daemon.StepAdoptDone, daemon.StepRebuildRow}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// tryCreate creates and starts a VM and waits for the outcome.
+func (h *host) tryCreate(name string) error {
+	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	defer cancel()
+	resp, err := h.vms.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: &bangerv1.VMSpec{Name: name}, Start: true}))
+	if err != nil {
+		return err
+	}
+	stream, err := h.ops.Watch(ctx, connect.NewRequest(&bangerv1.WatchOperationRequest{Id: resp.Msg.GetOperationId()}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	var last *bangerv1.Operation
+	for stream.Receive() {
+		last = stream.Msg()
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	if f := last.GetFault(); f != nil {
+		return fault.New(fault.ParseClass(f.GetClass()), "%s", f.GetMessage())
+	}
+	return nil
+}
+
+func TestEveryStepHasAScenario(t *testing.T) {
+	ways := scenarios()
+	for _, s := range daemon.Steps() {
+		if _, ok := ways[s]; !ok && !slices.Contains(atStart(), s) {
+			t.Errorf("step %s is not tested", s)
+		}
+	}
+	if len(ways)+len(atStart()) != len(daemon.Steps()) {
+		t.Errorf("%d scenarios for %d steps", len(ways)+len(atStart()), len(daemon.Steps()))
+	}
+}
+
+// TestEveryStepCanFail makes each step fail once. The command says so; nothing leaks, nothing is lost, and the next
+// command works.
+func TestEveryStepCanFail(t *testing.T) {
+	for step, way := range scenarios() {
+		t.Run(string(step), func(t *testing.T) {
+			h := newHost(t)
+			var armed atomic.Bool
+			h.cfg.Step = func(_ context.Context, s daemon.Step) error {
+				if s == step && armed.CompareAndSwap(true, false) {
+					return daemontest.FailedStep(s)
+				}
+				return nil
+			}
+			h.cfg.Log = nil
+			h.cfg.Times.Reconcile = 50 * time.Millisecond
+			h.run()
+			other := h.create("other")
+			way.prepare(h)
+			armed.Store(true)
+			if err := way.act(h); err == nil {
+				t.Error("no error")
+			}
+			if armed.Load() {
+				t.Fatal("the step was not reached")
+			}
+			h.inOrder()
+			if err := way.again(h); err != nil {
+				t.Errorf("the next command: %v", err)
+			}
+			h.inOrder()
+			if v := h.get("other"); v.GetState() != "running" || v.GetSupervisorPid() != other.GetSupervisorPid() {
+				t.Errorf("the other vm: %v", v)
+			}
+		})
+	}
+}
+
+// dying runs a daemon in a process of its own that kills itself at a step. ended is closed when it is gone.
+func (h *host) dying(step daemon.Step) (ended <-chan error) {
+	h.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := exec.CommandContext(h.t.Context(), os.Args[0], "fake-daemon", filepath.Dir(h.paths.Data))
+	cmd.Env = append(os.Environ(), "BANGER_READY_FD=3", daemontest.EnvDieAt+"="+string(step))
+	cmd.ExtraFiles = []*os.File{w}
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	w.Close()
+	gone := make(chan error, 1)
+	go func() {
+		gone <- cmd.Wait()
+		h.http.CloseIdleConnections()
+	}()
+	_, _ = io.ReadAll(r) // ready, or dead already
+	return gone
+}
+
+func awaitDeath(t *testing.T, ended <-chan error) {
+	t.Helper()
+	select {
+	case err := <-ended:
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Errorf("the daemon ended: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the daemon has not died")
+	}
+}
+
+// TestTheDaemonCanDieAtEveryStep kills a daemon at each step. The next one finds everything in order.
+func TestTheDaemonCanDieAtEveryStep(t *testing.T) {
+	for step, way := range scenarios() {
+		t.Run(string(step), func(t *testing.T) {
+			h := newHost(t)
+			h.cfg.Log = nil
+			stop := h.run()
+			other := h.create("other")
+			way.prepare(h)
+			stop()
+			ended := h.dying(step)
+			if err := way.act(h); err == nil {
+				t.Error("no error")
+			}
+			awaitDeath(t, ended)
+			h.run()
+			h.inOrder()
+			if err := way.again(h); err != nil {
+				t.Errorf("the next command: %v", err)
+			}
+			h.inOrder()
+			if v := h.get("other"); v.GetState() != "running" || v.GetSupervisorPid() != other.GetSupervisorPid() {
+				t.Errorf("the other vm: %v", v)
+			}
+			if left := h.fsck(false); len(left) > 0 {
+				t.Errorf("fsck: %v", left)
+			}
+		})
+	}
+}
+
+// TestTheDaemonCanDieWhileItStarts kills a daemon in the middle of its adoption of three VMs.
+func TestTheDaemonCanDieWhileItStarts(t *testing.T) {
+	for _, step := range atStart() {
+		t.Run(string(step), func(t *testing.T) {
+			h := newHost(t)
+			h.cfg.Log = nil
+			stop := h.run()
+			pids := map[string]int32{}
+			for _, name := range []string{"a", "b", "c"} {
+				pids[name] = h.create(name).GetSupervisorPid()
+			}
+			if _, err := h.stop("c"); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			h.loseDatabase()
+			awaitDeath(t, h.dying(step))
+			h.run()
+			h.inOrder()
+			for _, name := range []string{"a", "b"} {
+				if v := h.get(name); v.GetState() != "running" || v.GetSupervisorPid() != pids[name] {
+					t.Errorf("%v", v)
+				}
+			}
+			if v := h.get("c"); v.GetState() != "stopped" || v.GetReason() != "stopped" {
+				t.Errorf("%v", v)
+			}
+		})
+	}
+}
+
+// loseDatabase removes the database, as rm -f does.
+func (h *host) loseDatabase() {
+	h.t.Helper()
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(h.paths.Database() + suffix); err != nil && !os.IsNotExist(err) {
+			h.t.Fatal(err)
+		}
+	}
+}
+
+// mountSmall puts a small file system where a host keeps its data.
+func (h *host) mountSmall(size string) {
+	h.t.Helper()
+	if os.Geteuid() != 0 {
+		h.t.Skip("only root can mount a small file system")
+	}
+	if err := os.MkdirAll(h.paths.Data, 0o700); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := syscall.Mount("tmpfs", h.paths.Data, "tmpfs", 0, "size="+size); err != nil {
+		if os.Getenv("CI_REQUIRED") != "" {
+			h.t.Fatal(err)
+		}
+		h.t.Skipf("this host lets nobody mount a tmpfs: %v", err)
+	}
+	h.t.Cleanup(func() {
+		if err := syscall.Unmount(h.paths.Data, syscall.MNT_DETACH); err != nil {
+			h.t.Error(err)
+		}
+	})
+}
+
+// TestNoSpace fills the disk. Commands say so; what is there stays, and everything works again when there is space.
+func TestNoSpace(t *testing.T) {
+	h := newHost(t)
+	h.mountSmall("4m")
+	h.cfg.Log = nil
+	h.run()
+	h.create("dev")
+	if _, err := h.stop("dev"); err != nil {
+		t.Fatal(err)
+	}
+	ballast := filepath.Join(h.paths.Data, "ballast")
+	fill := func() {
+		f, err := os.Create(ballast)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for block := make([]byte, 4096); ; {
+			if _, err := f.Write(block); err != nil {
+				return
+			}
+		}
+	}
+	fill()
+	if err := h.tryCreate("new"); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := h.start("dev"); err == nil {
+		t.Error("a start without space works")
+	}
+	if _, err := h.rename("dev", "dev2"); err == nil {
+		t.Error("a rename without space works")
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	h.inOrder()
+	if v, err := h.start("dev"); err != nil || v.GetState() != "running" {
+		t.Errorf("%v, %v", v, err)
+	}
+	if err := h.tryCreate("new"); err != nil {
+		t.Error(err)
+	}
+	h.inOrder()
+	if left := h.fsck(false); len(left) > 0 {
+		t.Errorf("fsck: %v", left)
+	}
+}
+
+// TestReadOnly makes the data read-only under a running daemon, as a kernel does with a disk that fails.
+func TestReadOnly(t *testing.T) {
+	h := newHost(t)
+	h.mountSmall("16m")
+	h.cfg.Log = nil
+	h.cfg.Times.Reconcile = 50 * time.Millisecond // what could not be undone is done by the reconciliation
+	h.run()
+	v := h.create("dev")
+	// A file system that is open for writing cannot be made read-only: the lock files and the database are. It is made
+	// read-only for what is opened from now on by mounting it over itself.
+	if err := syscall.Mount(h.paths.Data, h.paths.Data, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("", h.paths.Data, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.tryCreate("new"); err == nil {
+		t.Error("a create works")
+	}
+	if got := h.get("dev"); got.GetState() != "running" || got.GetSupervisorPid() != v.GetSupervisorPid() {
+		t.Errorf("%v", got)
+	}
+	if err := syscall.Unmount(h.paths.Data, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	h.inOrder()
+	if err := h.tryCreate("new"); err != nil {
+		t.Error(err)
+	}
+	h.inOrder()
+}

@@ -1,0 +1,61 @@
+package daemon
+
+import "context"
+
+// Step names a point between two things that a path does to disk, database or processes. Tests make a daemon fail or die
+// there (Config.Step), for each of Steps, and check that nothing leaked and nothing was lost.
+type Step string
+
+// The steps. Each is reached when what its comment says has been done and the next thing has not begun.
+const (
+	StepCreateFetched Step = "create.fetched" // image and kernel are here
+	StepCreateRow     Step = "create.row"     // the name is reserved
+	StepCreateDir     Step = "create.dir"     // the VM's directory exists
+	StepCreateDisk    Step = "create.disk"    // its disk is formatted
+	StepCreateRecord  Step = "create.record"  // vm.json is written
+	StepCreateMade    Step = "create.made"    // the row says that the directory is complete
+
+	StepStartRow     Step = "start.row"     // the row says starting
+	StepStartLaunch  Step = "start.launch"  // supervisor.json is written
+	StepStartSpawned Step = "start.spawned" // the supervisor was spawned
+	StepStartReady   Step = "start.ready"   // the guest is ready
+
+	StepStopRow   Step = "stop.row"   // the row says stopping
+	StepStopEnded Step = "stop.ended" // the VM has ended
+
+	StepRemoveRow   Step = "rm.row"   // the row says deleting
+	StepRemoveEnded Step = "rm.ended" // nothing of the VM runs
+	StepRemoveRun   Step = "rm.run"   // its sockets are gone
+	StepRemoveDir   Step = "rm.dir"   // its directory is gone
+
+	StepGrowFile  Step = "grow.file"  // the disk's file has its new size
+	StepGrowGuest Step = "grow.guest" // the guest has heard of it
+
+	StepChangeRow    Step = "change.row"    // the row has the new settings (set, rename)
+	StepChangeRecord Step = "change.record" // and vm.json too
+
+	StepResetRow    Step = "reset.row"    // the row says that the next start resets
+	StepResetRecord Step = "reset.record" // and vm.json too
+
+	StepAdoptExamined Step = "adopt.examined" // it is known what there is of a VM
+	StepAdoptDone     Step = "adopt.done"     // what is to be done about it was done or begun
+	StepRebuildRow    Step = "rebuild.row"    // a directory has got a row again
+)
+
+// Steps lists every step.
+func Steps() []Step {
+	return []Step{
+		StepCreateFetched, StepCreateRow, StepCreateDir, StepCreateDisk, StepCreateRecord, StepCreateMade,
+		StepStartRow, StepStartLaunch, StepStartSpawned, StepStartReady, StepStopRow, StepStopEnded,
+		StepRemoveRow, StepRemoveEnded, StepRemoveRun, StepRemoveDir, StepGrowFile, StepGrowGuest,
+		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
+	}
+}
+
+// step is called at each of them.
+func (c *Config) step(ctx context.Context, s Step) error {
+	if c.Step == nil {
+		return nil
+	}
+	return c.Step(ctx, s)
+}
