@@ -6,7 +6,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 )
@@ -19,6 +22,50 @@ type account struct {
 	groups []uint32
 	home   string
 	shell  string
+}
+
+// accounts finds accounts and remembers them as long as the two files stay as they are: reading and splitting them for
+// every command takes milliseconds under software emulation. The zero value is ready.
+type accounts struct {
+	mu    sync.Mutex // guards the fields below
+	files [2]fileID
+	known map[string]account
+}
+
+// fileID tells one content of a file from another. Programs that edit accounts put a new file in the old one's place.
+type fileID struct {
+	inode   uint64
+	size    int64
+	changed unix.Timespec
+}
+
+func identify(path string) fileID {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return fileID{}
+	}
+	return fileID{st.Ino, st.Size, st.Ctim}
+}
+
+// maxKnown bounds what is remembered: the host may name any number of users.
+const maxKnown = 100
+
+// lookUp is lookupAccount with memory.
+func (a *accounts) lookUp(etc, spec string) (account, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := [2]fileID{identify(filepath.Join(etc, "passwd")), identify(filepath.Join(etc, "group"))}
+	if now != a.files || len(a.known) >= maxKnown {
+		a.files, a.known = now, map[string]account{}
+	}
+	if acc, ok := a.known[spec]; ok {
+		return acc, nil
+	}
+	acc, err := lookupAccount(etc, spec)
+	if err == nil && now != [2]fileID{} {
+		a.known[spec] = acc
+	}
+	return acc, err
 }
 
 // Fields of a line of /etc/passwd and of /etc/group.

@@ -53,3 +53,32 @@ func TestLookupAccount(t *testing.T) {
 		t.Errorf("root without files: %+v, %v", got, err)
 	}
 }
+
+func TestRememberedAccountsFollowTheFiles(t *testing.T) {
+	etc := t.TempDir()
+	write := func(uid string) {
+		t.Helper()
+		path := filepath.Join(etc, "passwd")
+		if err := os.WriteFile(path+".new", []byte("dev:x:"+uid+":100::/home/dev:/bin/sh\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var a accounts
+	for _, uid := range []uint32{1000, 1001, 1000} {
+		write(uint32Text(uid))
+		for range 2 {
+			if acc, err := a.lookUp(etc, "dev"); err != nil || acc.uid != uid {
+				t.Errorf("got %+v, %v; want uid %d", acc, err, uid)
+			}
+		}
+	}
+	if err := os.Remove(filepath.Join(etc, "passwd")); err != nil {
+		t.Fatal(err)
+	}
+	if acc, err := a.lookUp(etc, "dev"); err == nil {
+		t.Errorf("still there: %+v", acc)
+	}
+}

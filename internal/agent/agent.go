@@ -74,6 +74,8 @@ type Server struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // streams, leftovers, the reaper
 
+	accounts accounts
+
 	mu     sync.Mutex // guards the fields below
 	state  state
 	config agentwire.Config

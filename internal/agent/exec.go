@@ -54,7 +54,7 @@ func (s *Server) serveExec(conn Stream, frames *agentwire.Reader, params json.Ra
 
 // startCommand starts what start says.
 func (s *Server) startCommand(config agentwire.Config, start agentwire.ExecStart) (*command, error) {
-	p, err := prepare(config, start)
+	p, err := s.prepare(config, start)
 	if err != nil {
 		return nil, err
 	}

@@ -32,12 +32,12 @@ type plan struct {
 }
 
 // prepare works out what start means in this guest.
-func prepare(config agentwire.Config, start agentwire.ExecStart) (plan, error) {
+func (s *Server) prepare(config agentwire.Config, start agentwire.ExecStart) (plan, error) {
 	user := cmp.Or(start.User, config.User)
 	if user == "" {
 		user = uint32Text(uint32(os.Geteuid()))
 	}
-	acc, err := lookupAccount("/etc", user)
+	acc, err := s.accounts.lookUp("/etc", user)
 	if err != nil {
 		return plan{}, err
 	}
