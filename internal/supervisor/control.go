@@ -33,7 +33,7 @@ func (s service) lead(ctx context.Context, t task) error {
 		case phaseReady, phasePaused:
 		case phaseStarting:
 			return fault.New(fault.Conflict, "vm %s is still starting", s.launch.Name).
-				WithHint("banger vm wait --for running %s", s.launch.Name)
+				WithHint("banger vm wait --state running %s", s.launch.Name)
 		default:
 			return s.notRunning(status)
 		}
