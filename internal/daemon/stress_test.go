@@ -22,17 +22,17 @@ import (
 
 // TestStress lets clients do random things with VMs that they share, and kills the daemon again and again meanwhile. In
 // the end everything is in order, and every VM that was made and not removed is there with what it wrote on its disk.
-// The seed is printed; BANGER_TEST_SEED sets it.
+// The seed is printed; BANGER_TEST_RANDOM_SEED sets it.
 func TestStress(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv("BANGER_TEST_SEED"); text != "" {
+	if text := os.Getenv("BANGER_TEST_RANDOM_SEED"); text != "" {
 		given, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
 			t.Fatal(err)
 		}
 		seed = given
 	}
-	t.Logf("BANGER_TEST_SEED=%d", seed)
+	t.Logf("BANGER_TEST_RANDOM_SEED=%d", seed)
 	const clients, operations, kills = 6, 50, 6
 	h := newHost(t)
 	h.cfg.Log = nil
