@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -269,6 +270,35 @@ func TestASharedPullSurvivesOneOfItsCreates(t *testing.T) {
 	}
 	if n := h.images.Pulls.Load(); n != 1 {
 		t.Errorf("%d pulls", n)
+	}
+}
+
+// Each pull waits until the other has begun: were they one after the other, neither would end.
+func TestPullsOfDifferentImagesOverlap(t *testing.T) {
+	h := newHost(t)
+	both := make(chan struct{})
+	var begun atomic.Int32
+	h.images.During = func(ctx context.Context, _ string) error {
+		if begun.Add(1) == 2 {
+			close(both)
+		}
+		select {
+		case <-both:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	h.run()
+	a := h.begin(&bangerv1.VMSpec{Name: "a", Image: "small"}, true)
+	b := h.begin(&bangerv1.VMSpec{Name: "b", Image: "large"}, true)
+	for _, id := range []string{a, b} {
+		if op := h.wait(id); op.GetState() != "done" {
+			t.Errorf("%v", op)
+		}
+	}
+	if images, kernels := h.images.Pulls.Load(), h.kernels.Pulls.Load(); images != 2 || kernels != 1 {
+		t.Errorf("%d image pulls, %d kernel pulls; want 2 and the shared one", images, kernels)
 	}
 }
 
