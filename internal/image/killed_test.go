@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,9 +113,12 @@ func TestPullCancelledForReal(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var mu sync.Mutex // guards dirs and cancelled: progress comes from several goroutines
 	var dirs []string
 	var cancelled time.Time
 	_, _, err = Pull(ctx, entry, PullOptions{Staging: staging, Progress: func(u progress.Update) {
+		mu.Lock()
+		defer mu.Unlock()
 		if u.Done > 0 && strings.HasPrefix(u.Message, "installing") && cancelled.IsZero() {
 			dirs, cancelled = scratches(t, staging), time.Now()
 			cancel()
