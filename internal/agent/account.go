@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -142,10 +143,21 @@ func findGroup(groups [][]string, group string) (uint32, error) {
 	return 0, fault.New(fault.Invalid, "group %q does not exist in the guest", group)
 }
 
+// maxTable bounds what is read of /etc/passwd and of /etc/group, which the guest's own users write.
+const maxTable = 4 << 20
+
 // readTable reads the lines of a colon-separated file that have the right number of fields. A file that is not there
-// has none.
+// has none, nor has what is no file: a pipe in its place must not hold up every command.
 func readTable(path string, fields int) [][]string {
-	data, err := os.ReadFile(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxTable))
 	if err != nil {
 		return nil
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -80,5 +81,15 @@ func TestRememberedAccountsFollowTheFiles(t *testing.T) {
 	}
 	if acc, err := a.lookUp(etc, "dev"); err == nil {
 		t.Errorf("still there: %+v", acc)
+	}
+}
+
+func TestAPipeForATableHoldsNothingUp(t *testing.T) {
+	etc := t.TempDir()
+	if err := syscall.Mkfifo(filepath.Join(etc, "passwd"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if acc, err := new(accounts).lookUp(etc, "root"); err != nil || acc.uid != 0 {
+		t.Errorf("got %+v, %v", acc, err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"banger/internal/store"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
-	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // How many events one answer has when nobody says, and at most; and how many a watcher gets at a time.
@@ -22,7 +21,6 @@ const (
 // eventService is the wire's EventService. Watchers read from the store at their own pace: a slow one holds up nobody,
 // and costs no memory. One that is so slow that events are forgotten before it gets to them misses those.
 type eventService struct {
-	bangerv1connect.UnimplementedEventServiceHandler
 	store    *store.Store
 	stopping <-chan struct{}
 }

@@ -15,7 +15,6 @@ import (
 	"banger/internal/store"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
-	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // Kinds of findings. The strings are part of the wire.
@@ -37,7 +36,6 @@ const (
 
 // fsckService is the wire's FsckService.
 type fsckService struct {
-	bangerv1connect.UnimplementedFsckServiceHandler
 	parts *parts
 }
 

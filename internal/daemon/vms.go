@@ -17,7 +17,6 @@ import (
 	"banger/internal/store"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
-	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // maxGrace bounds what a caller of Stop may ask for.
@@ -28,7 +27,6 @@ const showLimit = 300 * time.Millisecond
 
 // vmService is the wire's VMService. Create is in create.go.
 type vmService struct {
-	bangerv1connect.UnimplementedVMServiceHandler
 	cfg     Config
 	log     *slog.Logger
 	store   *store.Store
