@@ -16,6 +16,7 @@ run: setup build
 
 ## test: everything CI checks: build, lint, unit tests with the race detector, real VMs, the smoke test
 test: setup build lint
+	@scripts/setup.sh --test
 	scripts/test.sh
 
 build: bin/banger

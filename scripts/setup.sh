@@ -3,12 +3,13 @@
 #
 #   scripts/setup.sh          install what is missing (asks sudo for it only when not root)
 #   scripts/setup.sh --check  only say what is missing; exit 1 if something is
+#   scripts/setup.sh --test   install what `make test` uses besides
 set -eu
 
 mode=${1:-install}
 case $mode in
-  install | --check) ;;
-  *) echo "usage: scripts/setup.sh [--check]" >&2; exit 2 ;;
+  install | --check | --test) ;;
+  *) echo "usage: scripts/setup.sh [--check | --test]" >&2; exit 2 ;;
 esac
 
 # One line a need: the command (or file) that proves it, then its package for apt, dnf, pacman, zypper.
@@ -20,6 +21,11 @@ depmod              kmod              kmod                  kmod             kmo
 newuidmap           uidmap            shadow-utils          shadow           shadow
 /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring debian-keyring debian-archive-keyring -
 '
+[ "$mode" != --test ] || needs="$needs
+curl                curl              curl                  curl             curl
+ip                  iproute2          iproute               iproute2         iproute2
+pgrep               procps            procps-ng             procps-ng        procps
+"
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 if command -v apt-get >/dev/null 2>&1; then manager=apt column=2
