@@ -118,6 +118,9 @@ func (l *library) pull(ctx context.Context, name string, force bool, report prog
 		return err
 	}
 	err = l.publish(ctx, name, staged, a)
+	if err == nil { // that the stage is over is what nothing else says
+		report(progress.Update{Stage: string(l.kind), Message: name + " is ready", Done: 1, Total: 1})
+	}
 	return errors.Join(err, l.discard(ctx, staged)) // gone already when it was published
 }
 
