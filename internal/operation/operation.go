@@ -78,6 +78,31 @@ type job[T any] struct {
 	cancel   context.CancelCauseFunc
 	parties  map[*op[T]]bool // who still wants it
 	progress progress.Update
+	stages   []progress.Update // the latest of each stage, in the order in which the stages began
+}
+
+// take takes a report in. The registry's mu is held.
+func (j *job[T]) take(u progress.Update) {
+	j.progress = u
+	for i := range j.stages {
+		if j.stages[i].Stage == u.Stage {
+			j.stages[i] = u
+			return
+		}
+	}
+	j.stages = append(j.stages, u)
+}
+
+// news returns what sent has not seen of each stage, the latest report last, and notes it there. Stages go on side by
+// side: of each one the last word must arrive, however often the others speak. The registry's mu is held.
+func (j *job[T]) news(sent map[string]progress.Update) (news []progress.Update) {
+	for _, u := range j.stages {
+		if sent[u.Stage] != u && u != j.progress {
+			news = append(news, u)
+		}
+		sent[u.Stage] = u
+	}
+	return append(news, j.progress)
 }
 
 type op[T any] struct {
@@ -110,14 +135,17 @@ func (r *Registry[T]) Share(ctx context.Context, spec Spec, report progress.Func
 	if err != nil {
 		return none, err
 	}
+	sent := map[string]progress.Update{}
 	for {
 		r.mu.Lock()
-		now, changed := o.snapshot, o.wait()
+		now, news, changed := o.snapshot, o.job.news(sent), o.wait()
 		r.mu.Unlock()
+		for _, u := range news {
+			report.Report(u)
+		}
 		if now.State != Running {
 			return now.Result, now.Err
 		}
-		report.Report(now.Progress)
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -163,7 +191,7 @@ func (r *Registry[T]) run(ctx context.Context, key string, j *job[T], do Job[T])
 	result, err := do(ctx, func(u progress.Update) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		j.progress = u
+		j.take(u)
 		for o := range j.parties {
 			o.snapshot.Progress = u
 			o.notify()
@@ -257,10 +285,17 @@ func (r *Registry[T]) Watch(ctx context.Context, id string, send func(Snapshot[T
 }
 
 func (r *Registry[T]) follow(ctx context.Context, o *op[T], send func(Snapshot[T]) error) (Snapshot[T], error) {
+	sent := map[string]progress.Update{}
 	for {
 		r.mu.Lock()
-		now, changed := o.snapshot, o.wait()
+		now, news, changed := o.snapshot, o.job.news(sent), o.wait()
 		r.mu.Unlock()
+		for _, u := range news[:len(news)-1] { // the last one is in now
+			before := Snapshot[T]{ID: now.ID, Spec: now.Spec, State: Running, Progress: u, Started: now.Started}
+			if err := send(before); err != nil {
+				return now, err
+			}
+		}
 		if err := send(now); err != nil || now.State != Running {
 			return now, err
 		}

@@ -238,6 +238,43 @@ func TestWatchCoalesces(t *testing.T) {
 	})
 }
 
+// Stages go on side by side: what one says last arrives although another speaks right after it, through Share too.
+func TestTheLastWordOfEveryStageArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New[string]()
+		kernel := func(_ context.Context, report progress.Func) (string, error) {
+			report(progress.Update{Stage: "kernel"})
+			time.Sleep(time.Second)
+			report(progress.Update{Stage: "kernel", Message: "ready", Done: 1, Total: 1})
+			return "", nil
+		}
+		id := begin(t, r, Spec{}, func(ctx context.Context, report progress.Func) (string, error) {
+			report(progress.Update{Stage: "image"})
+			_, err := r.Share(ctx, Spec{Key: "kernel"}, report, kernel)
+			report(progress.Update{Stage: "image", Done: 1})
+			report(progress.Update{Stage: "image", Done: 2})
+			return "", err
+		})
+		last := map[string]progress.Update{}
+		var states []State
+		if err := r.Watch(t.Context(), id, func(s Snapshot[string]) error {
+			last[s.Progress.Stage] = s.Progress
+			states = append(states, s.State)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if last["kernel"].Message != "ready" || last["image"].Done != 2 {
+			t.Errorf("%+v", last)
+		}
+		for i, s := range states {
+			if (s == Done) != (i == len(states)-1) {
+				t.Errorf("states %v: the end is said once, and last", states)
+			}
+		}
+	})
+}
+
 func TestWatchEndsWithItsContextOrItsClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := New[string]()
