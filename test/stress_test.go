@@ -25,6 +25,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/paths"
 	"banger/internal/rpc"
+	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -287,10 +288,10 @@ func (s *stress) exec(ctx context.Context, c *client.Client, name, command strin
 	if at.Msg.GetSocket() == "" {
 		return "", fault.New(fault.Conflict, "%s does not run", name)
 	}
-	supervisor := client.NewSupervisor(at.Msg.GetSocket())
+	supervisor := vmclient.New(at.Msg.GetSocket())
 	defer supervisor.Close()
 	var out bytes.Buffer
-	code, err := supervisor.Exec(ctx, client.Exec{
+	code, err := supervisor.Exec(ctx, vmclient.Exec{
 		Start: &bangerv1.ExecStart{Argv: []string{"sh", "-c", command}}, Stdout: &out, Stderr: &out,
 	})
 	if err != nil {

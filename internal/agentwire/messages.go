@@ -70,6 +70,11 @@ type Config struct {
 	User    string   `json:"user,omitempty"`
 	Workdir string   `json:"workdir,omitempty"`
 
+	// Build makes a guest whose changes are to become an image: the whole root is one overlay (no directories that live
+	// on the data disk itself), and what depends on the VM (hostname, hosts, resolv.conf, machine-id) is mounted over the
+	// image's files instead of being written to them.
+	Build bool `json:"build,omitempty"`
+
 	// ResetRoot, if it is not empty, makes the agent drop what was changed in the image's part of the root file system
 	// before it mounts that. It is a word of the host's choice that the agent keeps on the data disk: the same word
 	// resets once only, however often it is sent, because the host may not hear that the guest has come up.
@@ -108,7 +113,20 @@ type ExecStart struct {
 	Rows    uint16   `json:"rows,omitempty"`
 	Cols    uint16   `json:"cols,omitempty"`
 	Stdin   bool     `json:"stdin,omitempty"` // false: /dev/null
+
+	// Tool, if it is not empty, runs one of the agent's own programs with Argv as its arguments, as root: ToolArchive or
+	// ToolChanges.
+	Tool string `json:"tool,omitempty"`
 }
+
+// The agent's own programs. Each writes a tar stream (PAX, with extended attributes and hard links) to stdout, messages
+// to stderr, and exits 0 only if the stream is complete.
+const (
+	ToolArchive = "archive" // the image's root file system as it is on the disk, without anything of this VM
+	// ToolChanges is what a guest of Config.Build has changed in it since it was configured, as an OCI layer: whiteouts
+	// (.wh.NAME) and opaque directories (.wh..wh..opq) say what was removed.
+	ToolChanges = "changes"
+)
 
 // ExecStarted answers ExecStart. A command that cannot be started is a Fault: not_found (exit code 127) or
 // permission_denied (126).

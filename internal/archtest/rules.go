@@ -36,6 +36,7 @@ var bans = []ban{
 	{from: `banger/(cmd/banger-agent|internal/agent|internal/agentwire)`, to: `net/http|connectrpc\.com/.*|google\.golang\.org/protobuf.*|banger/proto/.*|github\.com/spf13/.*`, reason: "the agent is loaded and translated at every start: it stays small"},
 	{from: `banger/internal/cli`, to: `banger/internal/(daemon|store|supervisor|image|kernel|ext4|guest|agent)(/.*)?|banger/internal/hypervisor/.*`, reason: "the CLI talks to the daemon and to supervisors over their wires"},
 	{from: `banger/internal/daemon(/.*)?`, to: `banger/internal/(cli|client|term|supervisor|agent)`, reason: "roles meet on wires and in vmdir, not in each other's code"},
+	{from: `banger/internal/vmclient`, to: roles + `|banger/internal/(store|image|kernel|hypervisor|guest|config|term)(/.*)?`, reason: "it is the wire's near end and nothing else"},
 	{from: `banger/internal/supervisor`, to: `banger/internal/(cli|client|term|daemon|store|image|kernel)(/.*)?`, reason: "a supervisor outlives the daemon and needs nothing of it"},
 }
 

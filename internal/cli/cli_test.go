@@ -14,8 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"banger/internal/client"
 	"banger/internal/fault"
+	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -62,15 +62,15 @@ func TestExitCodeOf(t *testing.T) {
 	}{
 		{"nothing", t.Context(), nil, 0},
 		{"guest's", t.Context(), &exitError{code: 7}, 7},
-		{"not found in the guest", t.Context(), sessionError(&client.NotStartedError{Err: fault.New(fault.NotFound, "x")}), 127},
-		{"not executable", t.Context(), sessionError(&client.NotStartedError{Err: fault.New(fault.Denied, "x")}), 126},
-		{"bad user", t.Context(), sessionError(&client.NotStartedError{Err: fault.New(fault.Invalid, "x")}), 240},
+		{"not found in the guest", t.Context(), sessionError(&vmclient.NotStartedError{Err: fault.New(fault.NotFound, "x")}), 127},
+		{"not executable", t.Context(), sessionError(&vmclient.NotStartedError{Err: fault.New(fault.Denied, "x")}), 126},
+		{"bad user", t.Context(), sessionError(&vmclient.NotStartedError{Err: fault.New(fault.Invalid, "x")}), 240},
 		{"class", t.Context(), fault.New(fault.Exists, "x"), 242},
 		{"no class", t.Context(), errors.New("x"), 125},
 		{"cancelled by the daemon", t.Context(), fault.New(fault.Cancelled, "x"), 130},
 		{"^C", t.Context(), &Interrupted{syscall.SIGINT}, 130},
 		{"signal", interrupted, fault.Wrap(fault.Cancelled, context.Canceled, "list"), 143},
-		{"reader is gone", t.Context(), &client.OutputError{Err: syscall.EPIPE}, 141},
+		{"reader is gone", t.Context(), &vmclient.OutputError{Err: syscall.EPIPE}, 141},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if got := codeOf(tc.ctx, tc.err); got != tc.want {

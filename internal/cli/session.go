@@ -14,6 +14,7 @@ import (
 	"banger/internal/client"
 	"banger/internal/fault"
 	"banger/internal/term"
+	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -68,7 +69,7 @@ func (d *Deps) attach(ctx context.Context, s session) (int, error) {
 	raw := start.GetTty() && foreground && d.Term.InputTTY()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	exec := client.Exec{Start: start, Stdout: d.Term.Stdout(), Stderr: d.Term.Stderr()}
+	exec := vmclient.Exec{Start: start, Stdout: d.Term.Stdout(), Stderr: d.Term.Stderr()}
 	if foreground {
 		in, err := d.Term.Input()
 		if err != nil {
@@ -89,7 +90,7 @@ func (d *Deps) attach(ctx context.Context, s session) (int, error) {
 	w := d.watchSignals(cancel, raw)
 	defer w.close()
 	exec.Resizes, exec.Signals = w.resizes, w.forward
-	sup := client.NewSupervisor(s.socket)
+	sup := vmclient.New(s.socket)
 	defer sup.Close()
 	code, err := sup.Exec(ctx, exec)
 	return code, sessionError(err)
@@ -115,7 +116,7 @@ func terminalSize(t *term.Term) *bangerv1.TerminalSize {
 
 // sessionError gives failures to start a command the exit codes that shells use.
 func sessionError(err error) error {
-	if notStarted, ok := errors.AsType[*client.NotStartedError](err); ok {
+	if notStarted, ok := errors.AsType[*vmclient.NotStartedError](err); ok {
 		switch fault.ClassOf(err) {
 		case fault.NotFound:
 			return &exitError{127, notStarted.Err}

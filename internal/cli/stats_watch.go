@@ -17,6 +17,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/term"
 	"banger/internal/vm"
+	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -141,7 +142,7 @@ func (w *statsWatch) listen(ctx context.Context, c *client.Client, mt *meter, id
 	if err != nil || where.GetSocket() == "" {
 		return
 	}
-	sup := client.NewSupervisor(where.GetSocket())
+	sup := vmclient.New(where.GetSocket())
 	defer sup.Close()
 	history, err := sup.Stats(ctx, keepSamples)
 	if err != nil {

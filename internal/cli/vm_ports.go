@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"banger/internal/client"
 	"banger/internal/term"
+	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -47,7 +47,7 @@ func runPorts(ctx context.Context, ref string, d *Deps) error {
 	if err != nil {
 		return err
 	}
-	sup := client.NewSupervisor(where.GetSocket())
+	sup := vmclient.New(where.GetSocket())
 	defer sup.Close()
 	ports, err := sup.Ports(ctx)
 	if err != nil {

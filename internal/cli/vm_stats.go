@@ -13,6 +13,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/term"
 	"banger/internal/vm"
+	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -126,7 +127,7 @@ func measure(ctx context.Context, c *client.Client, ref string) (usage, error) {
 	if err != nil {
 		return usage{}, err
 	}
-	sup := client.NewSupervisor(where.GetSocket())
+	sup := vmclient.New(where.GetSocket())
 	defer sup.Close()
 	samples, err := sup.Stats(ctx, 2)
 	if err != nil {

@@ -7,10 +7,12 @@ import (
 
 	"banger/internal/store"
 	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // imageService is the wire's ImageService.
 type imageService struct {
+	bangerv1connect.UnimplementedImageServiceHandler // TODO(daemon): goes when every call is there
 	lib      *library
 	store    *store.Store
 	standard string // the image of VMs that name none
@@ -49,7 +51,10 @@ func (s *imageService) Pull(_ context.Context, req *connect.Request[bangerv1.Pul
 }
 
 // kernelService is the wire's KernelService.
-type kernelService struct{ lib *library }
+type kernelService struct {
+	bangerv1connect.UnimplementedKernelServiceHandler // TODO(daemon): goes when every call is there
+	lib *library
+}
 
 // List implements the RPC.
 func (s *kernelService) List(ctx context.Context, _ *connect.Request[bangerv1.ListKernelsRequest]) (*connect.Response[bangerv1.ListKernelsResponse], error) {

@@ -9,10 +9,12 @@ import (
 	"banger/internal/operation"
 	"banger/internal/rpc"
 	bangerv1 "banger/proto/banger/v1"
+	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // operationService is the wire's OperationService.
 type operationService struct {
+	bangerv1connect.UnimplementedOperationServiceHandler // TODO(daemon): goes when every call is there
 	ops *operation.Registry[string]
 }
 

@@ -38,12 +38,40 @@ type Tree struct {
 	Tar    io.ReadCloser // flat: no whiteouts, no path twice
 	Origin string        // where it comes from, for people; without credentials
 	Config Config
+	Arch   string // amd64, arm64; empty: the request's
+	Kernel string // kernel reference that comes with it; empty: the entry's
+
+	// Digest identifies the content by what the source has verified (the configuration and the blobs of the layers), so
+	// that the stream need not be hashed; empty: the digest of the stream is taken.
+	Digest string
+	// Layers are the blobs that the tree is made of, lowest first, if there are any. They are in the blob store when Tar
+	// has been read to its end.
+	Layers []Layer
+	// Upstream is the digest by which the place of origin knows it ("sha256:..." of a registry's manifest); may be empty.
+	Upstream string
 }
 
-// Config is what an image says about how to run things in it.
+// Layer is one layer of an image, as the OCI image specification describes it: a tar stream with whiteouts, usually
+// compressed.
+type Layer struct {
+	MediaType string `json:"media_type"`
+	Digest    string `json:"digest"` // of the blob, "sha256:..."
+	Size      int64  `json:"size"`   // of the blob, bytes
+	DiffID    string `json:"diff_id,omitempty"` // of the uncompressed stream, as far as it was verified; empty: not known
+}
+
+// Config is what an image says about how to run things in it (OCI image specification, "config").
 type Config struct {
 	User    string   `json:"user"`              // of commands that name none
 	Workdir string   `json:"workdir,omitempty"` // empty: the user's home
-	Shell   string   `json:"shell"`             // the interactive login shell
+	Shell   string   `json:"shell"`             // the interactive login shell; empty: what the user's account says
 	Env     []string `json:"env,omitempty"`     // KEY=VALUE
+
+	Entrypoint   []string          `json:"entrypoint,omitempty"`
+	Cmd          []string          `json:"cmd,omitempty"`
+	ExposedPorts []string          `json:"exposed_ports,omitempty"` // "80/tcp"
+	Labels       map[string]string `json:"labels,omitempty"`
+	StopSignal   string            `json:"stop_signal,omitempty"`
+	RunShell     []string          `json:"run_shell,omitempty"` // of a Dockerfile's SHELL
+	OnBuild      []string          `json:"on_build,omitempty"`
 }

@@ -101,6 +101,7 @@ type VMSpec struct {
 	Description   string                 `protobuf:"bytes,12,opt,name=description,proto3" json:"description,omitempty"`
 	Restart       string                 `protobuf:"bytes,13,opt,name=restart,proto3" json:"restart,omitempty"`                            // restart policy: "no", "on-failure", "always"; empty: no
 	AutoStopMs    int64                  `protobuf:"varint,14,opt,name=auto_stop_ms,json=autoStopMs,proto3" json:"auto_stop_ms,omitempty"` // stop when nobody has used it for so long; 0: never
+	Purpose       string                 `protobuf:"bytes,15,opt,name=purpose,proto3" json:"purpose,omitempty"`                            // "" for a user's VM; "build", "export": the daemon's own, not listed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,6 +232,13 @@ func (x *VMSpec) GetAutoStopMs() int64 {
 		return x.AutoStopMs
 	}
 	return 0
+}
+
+func (x *VMSpec) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
 }
 
 // VM is one virtual machine as the daemon knows it.
@@ -447,8 +455,17 @@ type Image struct {
 	SizeBytes     uint64                 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"` // virtual
 	UsedBytes     uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"` // real, on the host
 	CreatedAtMs   int64                  `protobuf:"varint,6,opt,name=created_at_ms,json=createdAtMs,proto3" json:"created_at_ms,omitempty"`
-	Kernel        string                 `protobuf:"bytes,7,opt,name=kernel,proto3" json:"kernel,omitempty"`               // default kernel reference
-	UsedBy        []string               `protobuf:"bytes,8,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // names of VMs that use it
+	Kernel        string                 `protobuf:"bytes,7,opt,name=kernel,proto3" json:"kernel,omitempty"`                               // default kernel reference
+	UsedBy        []string               `protobuf:"bytes,8,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`                 // names of VMs that use it
+	SharedBytes   uint64                 `protobuf:"varint,9,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"` // the part of used_bytes that other images have, too
+	Arch          string                 `protobuf:"bytes,10,opt,name=arch,proto3" json:"arch,omitempty"`                                  // amd64, arm64
+	Unmanaged     bool                   `protobuf:"varint,11,opt,name=unmanaged,proto3" json:"unmanaged,omitempty"`                       // registered: its files are the user's
+	Problem       string                 `protobuf:"bytes,12,opt,name=problem,proto3" json:"problem,omitempty"`                            // why it cannot be used; empty: it can
+	Config        *ImageConfig           `protobuf:"bytes,13,opt,name=config,proto3" json:"config,omitempty"`
+	Names         []string               `protobuf:"bytes,14,rep,name=names,proto3" json:"names,omitempty"` // all that stand for it
+	Layers        []*ImageLayer          `protobuf:"bytes,15,rep,name=layers,proto3" json:"layers,omitempty"`
+	Rootfs        string                 `protobuf:"bytes,16,opt,name=rootfs,proto3" json:"rootfs,omitempty"` // path of the root file system on the host
+	Origin        string                 `protobuf:"bytes,17,opt,name=origin,proto3" json:"origin,omitempty"` // where it came from, in full, without credentials
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -539,6 +556,247 @@ func (x *Image) GetUsedBy() []string {
 	return nil
 }
 
+func (x *Image) GetSharedBytes() uint64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+func (x *Image) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *Image) GetUnmanaged() bool {
+	if x != nil {
+		return x.Unmanaged
+	}
+	return false
+}
+
+func (x *Image) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Image) GetConfig() *ImageConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *Image) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Image) GetLayers() []*ImageLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *Image) GetRootfs() string {
+	if x != nil {
+		return x.Rootfs
+	}
+	return ""
+}
+
+func (x *Image) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+// ImageConfig is what an image says about how to run things in it (OCI image specification, "config").
+type ImageConfig struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entrypoint    []string               `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd           []string               `protobuf:"bytes,2,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir       string                 `protobuf:"bytes,4,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	Env           []string               `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty"`                                       // KEY=VALUE
+	ExposedPorts  []string               `protobuf:"bytes,6,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"` // "80/tcp"
+	Labels        map[string]string      `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	StopSignal    string                 `protobuf:"bytes,8,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
+	Shell         string                 `protobuf:"bytes,9,opt,name=shell,proto3" json:"shell,omitempty"` // the interactive login shell
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_banger_v1_common_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_common_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetExposedPorts() []string {
+	if x != nil {
+		return x.ExposedPorts
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetStopSignal() string {
+	if x != nil {
+		return x.StopSignal
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetShell() string {
+	if x != nil {
+		return x.Shell
+	}
+	return ""
+}
+
+// ImageLayer is one layer of an image, as it is in a registry.
+type ImageLayer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MediaType     string                 `protobuf:"bytes,1,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Present       bool                   `protobuf:"varint,4,opt,name=present,proto3" json:"present,omitempty"` // its blob is in the cache
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageLayer) Reset() {
+	*x = ImageLayer{}
+	mi := &file_banger_v1_common_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageLayer) ProtoMessage() {}
+
+func (x *ImageLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_common_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
+func (*ImageLayer) Descriptor() ([]byte, []int) {
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ImageLayer) GetMediaType() string {
+	if x != nil {
+		return x.MediaType
+	}
+	return ""
+}
+
+func (x *ImageLayer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageLayer) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ImageLayer) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
 // Kernel is one kernel in the local store.
 type Kernel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -548,13 +806,20 @@ type Kernel struct {
 	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	UsedBytes     uint64                 `protobuf:"varint,5,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
 	CreatedAtMs   int64                  `protobuf:"varint,6,opt,name=created_at_ms,json=createdAtMs,proto3" json:"created_at_ms,omitempty"`
+	SharedBytes   uint64                 `protobuf:"varint,7,opt,name=shared_bytes,json=sharedBytes,proto3" json:"shared_bytes,omitempty"` // the part of used_bytes that other kernels have, too
+	Arch          string                 `protobuf:"bytes,8,opt,name=arch,proto3" json:"arch,omitempty"`
+	UsedBy        []string               `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // names of VMs that use it
+	Missing       []string               `protobuf:"bytes,10,rep,name=missing,proto3" json:"missing,omitempty"`            // what it lacks for banger: "CONFIG_VIRTIO_MMIO (virtio devices)"
+	Problem       string                 `protobuf:"bytes,11,opt,name=problem,proto3" json:"problem,omitempty"`            // why it cannot be used; empty: it can
+	Package       string                 `protobuf:"bytes,12,opt,name=package,proto3" json:"package,omitempty"`            // that it came from
+	Names         []string               `protobuf:"bytes,13,rep,name=names,proto3" json:"names,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_common_proto_msgTypes[4]
+	mi := &file_banger_v1_common_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +831,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[4]
+	mi := &file_banger_v1_common_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +844,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Kernel) GetName() string {
@@ -624,6 +889,55 @@ func (x *Kernel) GetCreatedAtMs() int64 {
 	return 0
 }
 
+func (x *Kernel) GetSharedBytes() uint64 {
+	if x != nil {
+		return x.SharedBytes
+	}
+	return 0
+}
+
+func (x *Kernel) GetArch() string {
+	if x != nil {
+		return x.Arch
+	}
+	return ""
+}
+
+func (x *Kernel) GetUsedBy() []string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+func (x *Kernel) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *Kernel) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Kernel) GetPackage() string {
+	if x != nil {
+		return x.Package
+	}
+	return ""
+}
+
+func (x *Kernel) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
 // CatalogEntry is something that can be pulled by name.
 type CatalogEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -632,13 +946,14 @@ type CatalogEntry struct {
 	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	Present       bool                   `protobuf:"varint,4,opt,name=present,proto3" json:"present,omitempty"` // already in the local store
 	IsDefault     bool                   `protobuf:"varint,5,opt,name=is_default,json=isDefault,proto3" json:"is_default,omitempty"`
+	Catalog       string                 `protobuf:"bytes,6,opt,name=catalog,proto3" json:"catalog,omitempty"` // name of the configured catalog; empty: the embedded one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CatalogEntry) Reset() {
 	*x = CatalogEntry{}
-	mi := &file_banger_v1_common_proto_msgTypes[5]
+	mi := &file_banger_v1_common_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +965,7 @@ func (x *CatalogEntry) String() string {
 func (*CatalogEntry) ProtoMessage() {}
 
 func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[5]
+	mi := &file_banger_v1_common_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +978,7 @@ func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogEntry.ProtoReflect.Descriptor instead.
 func (*CatalogEntry) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CatalogEntry) GetName() string {
@@ -701,6 +1016,13 @@ func (x *CatalogEntry) GetIsDefault() bool {
 	return false
 }
 
+func (x *CatalogEntry) GetCatalog() string {
+	if x != nil {
+		return x.Catalog
+	}
+	return ""
+}
+
 // Event is something that happened to a VM, an image or a kernel.
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -716,7 +1038,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_banger_v1_common_proto_msgTypes[6]
+	mi := &file_banger_v1_common_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +1050,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[6]
+	mi := &file_banger_v1_common_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +1063,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Event) GetSeq() int64 {
@@ -810,7 +1132,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_banger_v1_common_proto_msgTypes[7]
+	mi := &file_banger_v1_common_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1144,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[7]
+	mi := &file_banger_v1_common_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1157,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Sample) GetAtMs() int64 {
@@ -957,7 +1279,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_banger_v1_common_proto_msgTypes[8]
+	mi := &file_banger_v1_common_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1291,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[8]
+	mi := &file_banger_v1_common_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1304,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Port) GetProtocol() string {
@@ -1038,7 +1360,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_banger_v1_common_proto_msgTypes[9]
+	mi := &file_banger_v1_common_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1372,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[9]
+	mi := &file_banger_v1_common_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1385,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Operation) GetId() string {
@@ -1143,7 +1465,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_banger_v1_common_proto_msgTypes[10]
+	mi := &file_banger_v1_common_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1477,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[10]
+	mi := &file_banger_v1_common_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1490,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Progress) GetStage() string {
@@ -1214,7 +1536,7 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x05Fault\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xd6\x03\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xf0\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -1232,7 +1554,8 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\vdescription\x18\f \x01(\tR\vdescription\x12\x18\n" +
 	"\arestart\x18\r \x01(\tR\arestart\x12 \n" +
 	"\fauto_stop_ms\x18\x0e \x01(\x03R\n" +
-	"autoStopMs\x1a9\n" +
+	"autoStopMs\x12\x18\n" +
+	"\apurpose\x18\x0f \x01(\tR\apurpose\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x05\n" +
@@ -1258,7 +1581,7 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x0elast_active_ms\x18\x12 \x01(\x03R\flastActiveMs\x12#\n" +
 	"\ropen_sessions\x18\x13 \x01(\x05R\fopenSessions\x12\x1a\n" +
 	"\brestarts\x18\x14 \x01(\x05R\brestarts\x12\x18\n" +
-	"\apending\x18\x15 \x03(\tR\apending\"\xde\x01\n" +
+	"\apending\x18\x15 \x03(\tR\apending\"\xf2\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
@@ -1269,7 +1592,41 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12\"\n" +
 	"\rcreated_at_ms\x18\x06 \x01(\x03R\vcreatedAtMs\x12\x16\n" +
 	"\x06kernel\x18\a \x01(\tR\x06kernel\x12\x17\n" +
-	"\aused_by\x18\b \x03(\tR\x06usedBy\"\xa9\x01\n" +
+	"\aused_by\x18\b \x03(\tR\x06usedBy\x12!\n" +
+	"\fshared_bytes\x18\t \x01(\x04R\vsharedBytes\x12\x12\n" +
+	"\x04arch\x18\n" +
+	" \x01(\tR\x04arch\x12\x1c\n" +
+	"\tunmanaged\x18\v \x01(\bR\tunmanaged\x12\x18\n" +
+	"\aproblem\x18\f \x01(\tR\aproblem\x12.\n" +
+	"\x06config\x18\r \x01(\v2\x16.banger.v1.ImageConfigR\x06config\x12\x14\n" +
+	"\x05names\x18\x0e \x03(\tR\x05names\x12-\n" +
+	"\x06layers\x18\x0f \x03(\v2\x15.banger.v1.ImageLayerR\x06layers\x12\x16\n" +
+	"\x06rootfs\x18\x10 \x01(\tR\x06rootfs\x12\x16\n" +
+	"\x06origin\x18\x11 \x01(\tR\x06origin\"\xd2\x02\n" +
+	"\vImageConfig\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x01 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x02 \x03(\tR\x03cmd\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x04 \x01(\tR\aworkdir\x12\x10\n" +
+	"\x03env\x18\x05 \x03(\tR\x03env\x12#\n" +
+	"\rexposed_ports\x18\x06 \x03(\tR\fexposedPorts\x12:\n" +
+	"\x06labels\x18\a \x03(\v2\".banger.v1.ImageConfig.LabelsEntryR\x06labels\x12\x1f\n" +
+	"\vstop_signal\x18\b \x01(\tR\n" +
+	"stopSignal\x12\x14\n" +
+	"\x05shell\x18\t \x01(\tR\x05shell\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
+	"\n" +
+	"ImageLayer\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x01 \x01(\tR\tmediaType\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x18\n" +
+	"\apresent\x18\x04 \x01(\bR\apresent\"\xdd\x02\n" +
 	"\x06Kernel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -1277,14 +1634,23 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\tR\x06source\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x05 \x01(\x04R\tusedBytes\x12\"\n" +
-	"\rcreated_at_ms\x18\x06 \x01(\x03R\vcreatedAtMs\"\x95\x01\n" +
+	"\rcreated_at_ms\x18\x06 \x01(\x03R\vcreatedAtMs\x12!\n" +
+	"\fshared_bytes\x18\a \x01(\x04R\vsharedBytes\x12\x12\n" +
+	"\x04arch\x18\b \x01(\tR\x04arch\x12\x17\n" +
+	"\aused_by\x18\t \x03(\tR\x06usedBy\x12\x18\n" +
+	"\amissing\x18\n" +
+	" \x03(\tR\amissing\x12\x18\n" +
+	"\aproblem\x18\v \x01(\tR\aproblem\x12\x18\n" +
+	"\apackage\x18\f \x01(\tR\apackage\x12\x14\n" +
+	"\x05names\x18\r \x03(\tR\x05names\"\xaf\x01\n" +
 	"\fCatalogEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x16\n" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n" +
 	"\apresent\x18\x04 \x01(\bR\apresent\x12\x1d\n" +
 	"\n" +
-	"is_default\x18\x05 \x01(\bR\tisDefault\"\x91\x01\n" +
+	"is_default\x18\x05 \x01(\bR\tisDefault\x12\x18\n" +
+	"\acatalog\x18\x06 \x01(\tR\acatalog\"\x91\x01\n" +
 	"\x05Event\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x13\n" +
 	"\x05at_ms\x18\x02 \x01(\x03R\x04atMs\x12\x12\n" +
@@ -1347,31 +1713,37 @@ func file_banger_v1_common_proto_rawDescGZIP() []byte {
 	return file_banger_v1_common_proto_rawDescData
 }
 
-var file_banger_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_banger_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_banger_v1_common_proto_goTypes = []any{
 	(*Fault)(nil),        // 0: banger.v1.Fault
 	(*VMSpec)(nil),       // 1: banger.v1.VMSpec
 	(*VM)(nil),           // 2: banger.v1.VM
 	(*Image)(nil),        // 3: banger.v1.Image
-	(*Kernel)(nil),       // 4: banger.v1.Kernel
-	(*CatalogEntry)(nil), // 5: banger.v1.CatalogEntry
-	(*Event)(nil),        // 6: banger.v1.Event
-	(*Sample)(nil),       // 7: banger.v1.Sample
-	(*Port)(nil),         // 8: banger.v1.Port
-	(*Operation)(nil),    // 9: banger.v1.Operation
-	(*Progress)(nil),     // 10: banger.v1.Progress
-	nil,                  // 11: banger.v1.VMSpec.LabelsEntry
+	(*ImageConfig)(nil),  // 4: banger.v1.ImageConfig
+	(*ImageLayer)(nil),   // 5: banger.v1.ImageLayer
+	(*Kernel)(nil),       // 6: banger.v1.Kernel
+	(*CatalogEntry)(nil), // 7: banger.v1.CatalogEntry
+	(*Event)(nil),        // 8: banger.v1.Event
+	(*Sample)(nil),       // 9: banger.v1.Sample
+	(*Port)(nil),         // 10: banger.v1.Port
+	(*Operation)(nil),    // 11: banger.v1.Operation
+	(*Progress)(nil),     // 12: banger.v1.Progress
+	nil,                  // 13: banger.v1.VMSpec.LabelsEntry
+	nil,                  // 14: banger.v1.ImageConfig.LabelsEntry
 }
 var file_banger_v1_common_proto_depIdxs = []int32{
-	11, // 0: banger.v1.VMSpec.labels:type_name -> banger.v1.VMSpec.LabelsEntry
+	13, // 0: banger.v1.VMSpec.labels:type_name -> banger.v1.VMSpec.LabelsEntry
 	1,  // 1: banger.v1.VM.spec:type_name -> banger.v1.VMSpec
-	10, // 2: banger.v1.Operation.progress:type_name -> banger.v1.Progress
-	0,  // 3: banger.v1.Operation.fault:type_name -> banger.v1.Fault
-	4,  // [4:4] is the sub-list for method output_type
-	4,  // [4:4] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	4,  // 2: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
+	5,  // 3: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	14, // 4: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	12, // 5: banger.v1.Operation.progress:type_name -> banger.v1.Progress
+	0,  // 6: banger.v1.Operation.fault:type_name -> banger.v1.Fault
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_common_proto_init() }
@@ -1385,7 +1757,7 @@ func file_banger_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_common_proto_rawDesc), len(file_banger_v1_common_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1292,6 +1292,7 @@ type EndpointResponse struct {
 	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	Socket        string                 `protobuf:"bytes,2,opt,name=socket,proto3" json:"socket,omitempty"`                           // the supervisor's; empty when the VM does not run
 	ConsoleLog    string                 `protobuf:"bytes,3,opt,name=console_log,json=consoleLog,proto3" json:"console_log,omitempty"` // path of the console log, also of a stopped VM
+	Config        *ImageConfig           `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`                           // of the VM's image
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1347,6 +1348,134 @@ func (x *EndpointResponse) GetConsoleLog() string {
 	return ""
 }
 
+func (x *EndpointResponse) GetConfig() *ImageConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+type OperationLogsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationLogsRequest) Reset() {
+	*x = OperationLogsRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationLogsRequest) ProtoMessage() {}
+
+func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationLogsRequest.ProtoReflect.Descriptor instead.
+func (*OperationLogsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *OperationLogsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// OperationLog is one line that a job wrote. A build's steps are numbered from 1; 0 is the job itself.
+type OperationLog struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          int32                  `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // "begin" (text is the step's title), "output", "cached", "done", "error", "lost" (text says how much)
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"` // one line, without its end
+	AtMs          int64                  `protobuf:"varint,4,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	DurationMs    int64                  `protobuf:"varint,5,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"` // of the step, with "done" and "error"
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperationLog) Reset() {
+	*x = OperationLog{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperationLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperationLog) ProtoMessage() {}
+
+func (x *OperationLog) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperationLog.ProtoReflect.Descriptor instead.
+func (*OperationLog) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *OperationLog) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *OperationLog) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *OperationLog) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *OperationLog) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *OperationLog) GetDurationMs() int64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
 type GetOperationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1356,7 +1485,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1497,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1510,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -1399,7 +1528,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1540,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1553,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
 }
 
 type ListOperationsResponse struct {
@@ -1436,7 +1565,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1577,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1590,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1480,7 +1609,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1621,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1634,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -1524,7 +1653,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1665,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1678,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -1569,7 +1698,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1710,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1723,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListEventsRequest) GetRef() string {
@@ -1620,7 +1749,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1761,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1774,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1666,7 +1795,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +1807,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +1820,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchEventsRequest) GetRef() string {
@@ -1724,7 +1853,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1865,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1878,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FsckRequest) GetRepair() bool {
@@ -1768,7 +1897,7 @@ type FsckResponse struct {
 
 func (x *FsckResponse) Reset() {
 	*x = FsckResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1909,7 @@ func (x *FsckResponse) String() string {
 func (*FsckResponse) ProtoMessage() {}
 
 func (x *FsckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1922,7 @@ func (x *FsckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
 func (*FsckResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FsckResponse) GetFindings() []*Finding {
@@ -1816,7 +1945,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1957,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1970,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Finding) GetKind() string {
@@ -1887,7 +2016,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2028,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,19 +2041,20 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
 }
 
 type ListImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	CacheBytes    uint64                 `protobuf:"varint,2,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"` // downloaded layers and build steps that are kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2066,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2079,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1959,15 +2089,67 @@ func (x *ListImagesResponse) GetImages() []*Image {
 	return nil
 }
 
+func (x *ListImagesResponse) GetCacheBytes() uint64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
+}
+
+type GetImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageRequest) Reset() {
+	*x = GetImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageRequest) ProtoMessage() {}
+
+func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetImageRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
 type ImageCatalogRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refresh       bool                   `protobuf:"varint,1,opt,name=refresh,proto3" json:"refresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImageCatalogRequest) Reset() {
 	*x = ImageCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2161,7 @@ func (x *ImageCatalogRequest) String() string {
 func (*ImageCatalogRequest) ProtoMessage() {}
 
 func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,19 +2174,27 @@ func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ImageCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ImageCatalogRequest) GetRefresh() bool {
+	if x != nil {
+		return x.Refresh
+	}
+	return false
 }
 
 type ImageCatalogResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*CatalogEntry        `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"` // catalogs that could not be read, and why
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ImageCatalogResponse) Reset() {
 	*x = ImageCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2206,7 @@ func (x *ImageCatalogResponse) String() string {
 func (*ImageCatalogResponse) ProtoMessage() {}
 
 func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2219,7 @@ func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ImageCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImageCatalogResponse) GetEntries() []*CatalogEntry {
@@ -2039,17 +2229,28 @@ func (x *ImageCatalogResponse) GetEntries() []*CatalogEntry {
 	return nil
 }
 
+func (x *ImageCatalogResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type PullImageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
-	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"` // make it anew although it is there
+	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"` // a catalog name, a registry reference, oci-layout:, docker-archive:, bundle:
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`        // make it anew although it is there
+	Platform      string                 `protobuf:"bytes,3,opt,name=platform,proto3" json:"platform,omitempty"`   // linux/amd64; empty: the host's
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`           // what it is called here; empty: after the reference
+	Keys          []string               `protobuf:"bytes,5,rep,name=keys,proto3" json:"keys,omitempty"`           // minisign public keys that a bundle may be signed with, besides the configured ones
+	Sha256        string                 `protobuf:"bytes,6,opt,name=sha256,proto3" json:"sha256,omitempty"`       // of a bundle's file: makes a signature unnecessary
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2061,7 +2262,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2074,7 +2275,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -2091,6 +2292,34 @@ func (x *PullImageRequest) GetForce() bool {
 	return false
 }
 
+func (x *PullImageRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *PullImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PullImageRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *PullImageRequest) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
 type PullImageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
@@ -2100,7 +2329,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2112,7 +2341,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2125,7 +2354,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PullImageResponse) GetOperationId() string {
@@ -2133,6 +2362,960 @@ func (x *PullImageResponse) GetOperationId() string {
 		return x.OperationId
 	}
 	return ""
+}
+
+type RegisterImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Rootfs        string                 `protobuf:"bytes,2,opt,name=rootfs,proto3" json:"rootfs,omitempty"`   // absolute path of an ext4 file system or a tar file
+	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`   // absolute path of a vmlinux or bzImage, or the name of a kernel; empty: the default kernel
+	Initrd        string                 `protobuf:"bytes,4,opt,name=initrd,proto3" json:"initrd,omitempty"`   // absolute path; only with a kernel file
+	Modules       string                 `protobuf:"bytes,5,opt,name=modules,proto3" json:"modules,omitempty"` // absolute path of the kernel's modules directory; only with a kernel file
+	Force         bool                   `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`    // replace the name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterImageRequest) Reset() {
+	*x = RegisterImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterImageRequest) ProtoMessage() {}
+
+func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
+func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RegisterImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetRootfs() string {
+	if x != nil {
+		return x.Rootfs
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetInitrd() string {
+	if x != nil {
+		return x.Initrd
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetModules() string {
+	if x != nil {
+		return x.Modules
+	}
+	return ""
+}
+
+func (x *RegisterImageRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RegisterImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegisterImageResponse) Reset() {
+	*x = RegisterImageResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegisterImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegisterImageResponse) ProtoMessage() {}
+
+func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
+func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RegisterImageResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type PromoteImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteImageRequest) Reset() {
+	*x = PromoteImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteImageRequest) ProtoMessage() {}
+
+func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
+func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PromoteImageRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type PromoteImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteImageResponse) Reset() {
+	*x = PromoteImageResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteImageResponse) ProtoMessage() {}
+
+func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteImageResponse.ProtoReflect.Descriptor instead.
+func (*PromoteImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *PromoteImageResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type TagImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagImageRequest) Reset() {
+	*x = TagImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagImageRequest) ProtoMessage() {}
+
+func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
+func (*TagImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *TagImageRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *TagImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TagImageRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageRequest) Reset() {
+	*x = RemoveImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageRequest) ProtoMessage() {}
+
+func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
+func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RemoveImageRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RemoveImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`     // the name that is gone
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"` // the image that is gone with it; empty: it has other names
+	FreedBytes    uint64                 `protobuf:"varint,3,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageResponse) Reset() {
+	*x = RemoveImageResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageResponse) ProtoMessage() {}
+
+func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
+func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *RemoveImageResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveImageResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RemoveImageResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type PruneImagesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"` // also images that have a name, but no VM
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesRequest) Reset() {
+	*x = PruneImagesRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesRequest) ProtoMessage() {}
+
+func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
+func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *PruneImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneImagesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type PruneImagesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pruned        []*Pruned              `protobuf:"bytes,1,rep,name=pruned,proto3" json:"pruned,omitempty"`
+	FreedBytes    uint64                 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesResponse) Reset() {
+	*x = PruneImagesResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesResponse) ProtoMessage() {}
+
+func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
+func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *PruneImagesResponse) GetPruned() []*Pruned {
+	if x != nil {
+		return x.Pruned
+	}
+	return nil
+}
+
+func (x *PruneImagesResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type BuildImageRequest struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Name       string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                               // of the result; empty: none
+	ContextDir string                 `protobuf:"bytes,2,opt,name=context_dir,json=contextDir,proto3" json:"context_dir,omitempty"` // absolute
+	Dockerfile string                 `protobuf:"bytes,3,opt,name=dockerfile,proto3" json:"dockerfile,omitempty"`                   // absolute path; empty: Dockerfile in context_dir
+	BuildArgs  []string               `protobuf:"bytes,4,rep,name=build_args,json=buildArgs,proto3" json:"build_args,omitempty"`    // NAME=VALUE
+	Target     string                 `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`                           // stage
+	NoCache    bool                   `protobuf:"varint,6,opt,name=no_cache,json=noCache,proto3" json:"no_cache,omitempty"`
+	Pull       bool                   `protobuf:"varint,7,opt,name=pull,proto3" json:"pull,omitempty"` // ask for newer base images
+	Platform   string                 `protobuf:"bytes,8,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Instead of a Dockerfile: run a script or a command in an image and keep what it changed.
+	From          string   `protobuf:"bytes,9,opt,name=from,proto3" json:"from,omitempty"`
+	Script        []byte   `protobuf:"bytes,10,opt,name=script,proto3" json:"script,omitempty"`
+	Argv          []string `protobuf:"bytes,11,rep,name=argv,proto3" json:"argv,omitempty"`
+	Labels        []string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty"` // NAME=VALUE, of the result
+	Cpus          uint32   `protobuf:"varint,13,opt,name=cpus,proto3" json:"cpus,omitempty"`    // of the VMs that run steps; 0: the default
+	MemoryBytes   uint64   `protobuf:"varint,14,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes     uint64   `protobuf:"varint,15,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildImageRequest) Reset() {
+	*x = BuildImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildImageRequest) ProtoMessage() {}
+
+func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
+func (*BuildImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *BuildImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetContextDir() string {
+	if x != nil {
+		return x.ContextDir
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetDockerfile() string {
+	if x != nil {
+		return x.Dockerfile
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetBuildArgs() []string {
+	if x != nil {
+		return x.BuildArgs
+	}
+	return nil
+}
+
+func (x *BuildImageRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetNoCache() bool {
+	if x != nil {
+		return x.NoCache
+	}
+	return false
+}
+
+func (x *BuildImageRequest) GetPull() bool {
+	if x != nil {
+		return x.Pull
+	}
+	return false
+}
+
+func (x *BuildImageRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *BuildImageRequest) GetScript() []byte {
+	if x != nil {
+		return x.Script
+	}
+	return nil
+}
+
+func (x *BuildImageRequest) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *BuildImageRequest) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *BuildImageRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *BuildImageRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *BuildImageRequest) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+type BuildImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BuildImageResponse) Reset() {
+	*x = BuildImageResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildImageResponse) ProtoMessage() {}
+
+func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildImageResponse.ProtoReflect.Descriptor instead.
+func (*BuildImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *BuildImageResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type ExportImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`      // absolute; must not exist
+	Format        string                 `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`  // "oci-layout" (a directory), "oci-archive" (the same as a tar), "bundle"
+	Kernel        bool                   `protobuf:"varint,4,opt,name=kernel,proto3" json:"kernel,omitempty"` // put the kernel into the bundle
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ExportImageRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *ExportImageRequest) GetKernel() bool {
+	if x != nil {
+		return x.Kernel
+	}
+	return false
+}
+
+type ExportImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageResponse) Reset() {
+	*x = ExportImageResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageResponse) ProtoMessage() {}
+
+func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
+func (*ExportImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ExportImageResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type PushImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"` // registry reference; empty: the image's name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *PushImageRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+type PushImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageResponse) Reset() {
+	*x = PushImageResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageResponse) ProtoMessage() {}
+
+func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
+func (*PushImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *PushImageResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+// Pruned is something that was or would be removed.
+type Pruned struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "image", "layer", "build-step", "initramfs", "disk-template"
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // real, on the host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pruned) Reset() {
+	*x = Pruned{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pruned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pruned) ProtoMessage() {}
+
+func (x *Pruned) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pruned.ProtoReflect.Descriptor instead.
+func (*Pruned) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *Pruned) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Pruned) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Pruned) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type ListKernelsRequest struct {
@@ -2143,7 +3326,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +3338,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +3351,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
 }
 
 type ListKernelsResponse struct {
@@ -2180,7 +3363,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +3375,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +3388,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -2213,6 +3396,50 @@ func (x *ListKernelsResponse) GetKernels() []*Kernel {
 		return x.Kernels
 	}
 	return nil
+}
+
+type GetKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKernelRequest) Reset() {
+	*x = GetKernelRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKernelRequest) ProtoMessage() {}
+
+func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
+func (*GetKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *GetKernelRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
 }
 
 type KernelCatalogRequest struct {
@@ -2223,7 +3450,7 @@ type KernelCatalogRequest struct {
 
 func (x *KernelCatalogRequest) Reset() {
 	*x = KernelCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +3462,7 @@ func (x *KernelCatalogRequest) String() string {
 func (*KernelCatalogRequest) ProtoMessage() {}
 
 func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +3475,7 @@ func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogRequest.ProtoReflect.Descriptor instead.
 func (*KernelCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
 }
 
 type KernelCatalogResponse struct {
@@ -2260,7 +3487,7 @@ type KernelCatalogResponse struct {
 
 func (x *KernelCatalogResponse) Reset() {
 	*x = KernelCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +3499,7 @@ func (x *KernelCatalogResponse) String() string {
 func (*KernelCatalogResponse) ProtoMessage() {}
 
 func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +3512,7 @@ func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogResponse.ProtoReflect.Descriptor instead.
 func (*KernelCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *KernelCatalogResponse) GetEntries() []*CatalogEntry {
@@ -2305,7 +3532,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +3544,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +3557,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *PullKernelRequest) GetReference() string {
@@ -2356,7 +3583,7 @@ type PullKernelResponse struct {
 
 func (x *PullKernelResponse) Reset() {
 	*x = PullKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2368,7 +3595,7 @@ func (x *PullKernelResponse) String() string {
 func (*PullKernelResponse) ProtoMessage() {}
 
 func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2381,7 +3608,7 @@ func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelResponse.ProtoReflect.Descriptor instead.
 func (*PullKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PullKernelResponse) GetOperationId() string {
@@ -2389,6 +3616,230 @@ func (x *PullKernelResponse) GetOperationId() string {
 		return x.OperationId
 	}
 	return ""
+}
+
+type ImportKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Image         string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`     // absolute path of a vmlinux or bzImage
+	Modules       string                 `protobuf:"bytes,3,opt,name=modules,proto3" json:"modules,omitempty"` // absolute path of its modules directory (/lib/modules/RELEASE); may be empty
+	Config        string                 `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`   // absolute path of its configuration; empty: what the image carries, if it does
+	Force         bool                   `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`    // although it lacks something, or the name is taken
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKernelRequest) Reset() {
+	*x = ImportKernelRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKernelRequest) ProtoMessage() {}
+
+func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
+func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ImportKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetModules() string {
+	if x != nil {
+		return x.Modules
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetConfig() string {
+	if x != nil {
+		return x.Config
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type ImportKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKernelResponse) Reset() {
+	*x = ImportKernelResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKernelResponse) ProtoMessage() {}
+
+func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKernelResponse.ProtoReflect.Descriptor instead.
+func (*ImportKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ImportKernelResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type RemoveKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveKernelRequest) Reset() {
+	*x = RemoveKernelRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveKernelRequest) ProtoMessage() {}
+
+func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveKernelRequest.ProtoReflect.Descriptor instead.
+func (*RemoveKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *RemoveKernelRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RemoveKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	FreedBytes    uint64                 `protobuf:"varint,3,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveKernelResponse) Reset() {
+	*x = RemoveKernelResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveKernelResponse) ProtoMessage() {}
+
+func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveKernelResponse.ProtoReflect.Descriptor instead.
+func (*RemoveKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *RemoveKernelResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveKernelResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RemoveKernelResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
 }
 
 var File_banger_v1_daemon_proto protoreflect.FileDescriptor
@@ -2487,12 +3938,22 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\fGetVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"#\n" +
 	"\x0fEndpointRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"j\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x9a\x01\n" +
 	"\x10EndpointResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\x12\x16\n" +
 	"\x06socket\x18\x02 \x01(\tR\x06socket\x12\x1f\n" +
 	"\vconsole_log\x18\x03 \x01(\tR\n" +
-	"consoleLog\"%\n" +
+	"consoleLog\x12.\n" +
+	"\x06config\x18\x04 \x01(\v2\x16.banger.v1.ImageConfigR\x06config\"&\n" +
+	"\x14OperationLogsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x80\x01\n" +
+	"\fOperationLog\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x13\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\x12\x1f\n" +
+	"\vduration_ms\x18\x05 \x01(\x03R\n" +
+	"durationMs\"%\n" +
 	"\x13GetOperationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
 	"\x15ListOperationsRequest\"N\n" +
@@ -2523,20 +3984,103 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
 	"\x06repair\x18\x04 \x01(\tR\x06repair\x12\x1a\n" +
 	"\brepaired\x18\x05 \x01(\bR\brepaired\"\x13\n" +
-	"\x11ListImagesRequest\">\n" +
+	"\x11ListImagesRequest\"_\n" +
 	"\x12ListImagesResponse\x12(\n" +
-	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"\x15\n" +
-	"\x13ImageCatalogRequest\"I\n" +
+	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\x12\x1f\n" +
+	"\vcache_bytes\x18\x02 \x01(\x04R\n" +
+	"cacheBytes\"#\n" +
+	"\x0fGetImageRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"/\n" +
+	"\x13ImageCatalogRequest\x12\x18\n" +
+	"\arefresh\x18\x01 \x01(\bR\arefresh\"e\n" +
 	"\x14ImageCatalogResponse\x121\n" +
-	"\aentries\x18\x01 \x03(\v2\x17.banger.v1.CatalogEntryR\aentries\"F\n" +
+	"\aentries\x18\x01 \x03(\v2\x17.banger.v1.CatalogEntryR\aentries\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xa2\x01\n" +
 	"\x10PullImageRequest\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"6\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\x12\x1a\n" +
+	"\bplatform\x18\x03 \x01(\tR\bplatform\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04keys\x18\x05 \x03(\tR\x04keys\x12\x16\n" +
+	"\x06sha256\x18\x06 \x01(\tR\x06sha256\"6\n" +
 	"\x11PullImageResponse\x12!\n" +
-	"\foperation_id\x18\x01 \x01(\tR\voperationId\"\x14\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"\xa2\x01\n" +
+	"\x14RegisterImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06rootfs\x18\x02 \x01(\tR\x06rootfs\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x16\n" +
+	"\x06initrd\x18\x04 \x01(\tR\x06initrd\x12\x18\n" +
+	"\amodules\x18\x05 \x01(\tR\amodules\x12\x14\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\":\n" +
+	"\x15RegisterImageResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"'\n" +
+	"\x13PromoteImageRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"9\n" +
+	"\x14PromoteImageResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"M\n" +
+	"\x0fTagImageRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"&\n" +
+	"\x12RemoveImageRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"b\n" +
+	"\x13RemoveImageResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
+	"\vfreed_bytes\x18\x03 \x01(\x04R\n" +
+	"freedBytes\"?\n" +
+	"\x12PruneImagesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"a\n" +
+	"\x13PruneImagesResponse\x12)\n" +
+	"\x06pruned\x18\x01 \x03(\v2\x11.banger.v1.PrunedR\x06pruned\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
+	"freedBytes\"\x98\x03\n" +
+	"\x11BuildImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vcontext_dir\x18\x02 \x01(\tR\n" +
+	"contextDir\x12\x1e\n" +
+	"\n" +
+	"dockerfile\x18\x03 \x01(\tR\n" +
+	"dockerfile\x12\x1d\n" +
+	"\n" +
+	"build_args\x18\x04 \x03(\tR\tbuildArgs\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\tR\x06target\x12\x19\n" +
+	"\bno_cache\x18\x06 \x01(\bR\anoCache\x12\x12\n" +
+	"\x04pull\x18\a \x01(\bR\x04pull\x12\x1a\n" +
+	"\bplatform\x18\b \x01(\tR\bplatform\x12\x12\n" +
+	"\x04from\x18\t \x01(\tR\x04from\x12\x16\n" +
+	"\x06script\x18\n" +
+	" \x01(\fR\x06script\x12\x12\n" +
+	"\x04argv\x18\v \x03(\tR\x04argv\x12\x16\n" +
+	"\x06labels\x18\f \x03(\tR\x06labels\x12\x12\n" +
+	"\x04cpus\x18\r \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x0e \x01(\x04R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x0f \x01(\x04R\tdiskBytes\"7\n" +
+	"\x12BuildImageResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"j\n" +
+	"\x12ExportImageRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\x12\x16\n" +
+	"\x06kernel\x18\x04 \x01(\bR\x06kernel\"8\n" +
+	"\x13ExportImageResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"<\n" +
+	"\x10PushImageRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\"6\n" +
+	"\x11PushImageResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"F\n" +
+	"\x06Pruned\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x14\n" +
 	"\x12ListKernelsRequest\"B\n" +
 	"\x13ListKernelsResponse\x12+\n" +
-	"\akernels\x18\x01 \x03(\v2\x11.banger.v1.KernelR\akernels\"\x16\n" +
+	"\akernels\x18\x01 \x03(\v2\x11.banger.v1.KernelR\akernels\"$\n" +
+	"\x10GetKernelRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x16\n" +
 	"\x14KernelCatalogRequest\"J\n" +
 	"\x15KernelCatalogResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.banger.v1.CatalogEntryR\aentries\"G\n" +
@@ -2544,7 +4088,22 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"7\n" +
 	"\x12PullKernelResponse\x12!\n" +
-	"\foperation_id\x18\x01 \x01(\tR\voperationId2\xcf\x01\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"\x87\x01\n" +
+	"\x13ImportKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x18\n" +
+	"\amodules\x18\x03 \x01(\tR\amodules\x12\x16\n" +
+	"\x06config\x18\x04 \x01(\tR\x06config\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"9\n" +
+	"\x14ImportKernelResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"'\n" +
+	"\x13RemoveKernelRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"c\n" +
+	"\x14RemoveKernelResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
+	"\vfreed_bytes\x18\x03 \x01(\x04R\n" +
+	"freedBytes2\xcf\x01\n" +
 	"\rDaemonService\x12:\n" +
 	"\x05Hello\x12\x17.banger.v1.HelloRequest\x1a\x18.banger.v1.HelloResponse\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12C\n" +
@@ -2564,25 +4123,38 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03Set\x12\x17.banger.v1.SetVMRequest\x1a\r.banger.v1.VM\x121\n" +
 	"\x05Reset\x12\x19.banger.v1.ResetVMRequest\x1a\r.banger.v1.VM\x12/\n" +
 	"\x04Wait\x12\x18.banger.v1.WaitVMRequest\x1a\r.banger.v1.VM\x12C\n" +
-	"\bEndpoint\x12\x1a.banger.v1.EndpointRequest\x1a\x1b.banger.v1.EndpointResponse2\xa2\x02\n" +
+	"\bEndpoint\x12\x1a.banger.v1.EndpointRequest\x1a\x1b.banger.v1.EndpointResponse2\xe6\x02\n" +
 	"\x10OperationService\x12;\n" +
 	"\x03Get\x12\x1e.banger.v1.GetOperationRequest\x1a\x14.banger.v1.Operation\x12K\n" +
 	"\x04List\x12 .banger.v1.ListOperationsRequest\x1a!.banger.v1.ListOperationsResponse\x12A\n" +
 	"\x05Watch\x12 .banger.v1.WatchOperationRequest\x1a\x14.banger.v1.Operation0\x01\x12A\n" +
-	"\x06Cancel\x12!.banger.v1.CancelOperationRequest\x1a\x14.banger.v1.Operation2\x8f\x01\n" +
+	"\x06Cancel\x12!.banger.v1.CancelOperationRequest\x1a\x14.banger.v1.Operation\x12B\n" +
+	"\x04Logs\x12\x1f.banger.v1.OperationLogsRequest\x1a\x17.banger.v1.OperationLog0\x012\x8f\x01\n" +
 	"\fEventService\x12C\n" +
 	"\x04List\x12\x1c.banger.v1.ListEventsRequest\x1a\x1d.banger.v1.ListEventsResponse\x12:\n" +
 	"\x05Watch\x12\x1d.banger.v1.WatchEventsRequest\x1a\x10.banger.v1.Event0\x012G\n" +
 	"\vFsckService\x128\n" +
-	"\x05Check\x12\x16.banger.v1.FsckRequest\x1a\x17.banger.v1.FsckResponse2\xe2\x01\n" +
+	"\x05Check\x12\x16.banger.v1.FsckRequest\x1a\x17.banger.v1.FsckResponse2\xca\x06\n" +
 	"\fImageService\x12C\n" +
-	"\x04List\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12J\n" +
+	"\x04List\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x123\n" +
+	"\x03Get\x12\x1a.banger.v1.GetImageRequest\x1a\x10.banger.v1.Image\x12J\n" +
 	"\aCatalog\x12\x1e.banger.v1.ImageCatalogRequest\x1a\x1f.banger.v1.ImageCatalogResponse\x12A\n" +
-	"\x04Pull\x12\x1b.banger.v1.PullImageRequest\x1a\x1c.banger.v1.PullImageResponse2\xe9\x01\n" +
+	"\x04Pull\x12\x1b.banger.v1.PullImageRequest\x1a\x1c.banger.v1.PullImageResponse\x12M\n" +
+	"\bRegister\x12\x1f.banger.v1.RegisterImageRequest\x1a .banger.v1.RegisterImageResponse\x12J\n" +
+	"\aPromote\x12\x1e.banger.v1.PromoteImageRequest\x1a\x1f.banger.v1.PromoteImageResponse\x123\n" +
+	"\x03Tag\x12\x1a.banger.v1.TagImageRequest\x1a\x10.banger.v1.Image\x12G\n" +
+	"\x06Remove\x12\x1d.banger.v1.RemoveImageRequest\x1a\x1e.banger.v1.RemoveImageResponse\x12F\n" +
+	"\x05Prune\x12\x1d.banger.v1.PruneImagesRequest\x1a\x1e.banger.v1.PruneImagesResponse\x12D\n" +
+	"\x05Build\x12\x1c.banger.v1.BuildImageRequest\x1a\x1d.banger.v1.BuildImageResponse\x12G\n" +
+	"\x06Export\x12\x1d.banger.v1.ExportImageRequest\x1a\x1e.banger.v1.ExportImageResponse\x12A\n" +
+	"\x04Push\x12\x1b.banger.v1.PushImageRequest\x1a\x1c.banger.v1.PushImageResponse2\xb6\x03\n" +
 	"\rKernelService\x12E\n" +
-	"\x04List\x12\x1d.banger.v1.ListKernelsRequest\x1a\x1e.banger.v1.ListKernelsResponse\x12L\n" +
+	"\x04List\x12\x1d.banger.v1.ListKernelsRequest\x1a\x1e.banger.v1.ListKernelsResponse\x125\n" +
+	"\x03Get\x12\x1b.banger.v1.GetKernelRequest\x1a\x11.banger.v1.Kernel\x12L\n" +
 	"\aCatalog\x12\x1f.banger.v1.KernelCatalogRequest\x1a .banger.v1.KernelCatalogResponse\x12C\n" +
-	"\x04Pull\x12\x1c.banger.v1.PullKernelRequest\x1a\x1d.banger.v1.PullKernelResponseB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
+	"\x04Pull\x12\x1c.banger.v1.PullKernelRequest\x1a\x1d.banger.v1.PullKernelResponse\x12I\n" +
+	"\x06Import\x12\x1e.banger.v1.ImportKernelRequest\x1a\x1f.banger.v1.ImportKernelResponse\x12I\n" +
+	"\x06Remove\x12\x1e.banger.v1.RemoveKernelRequest\x1a\x1f.banger.v1.RemoveKernelResponseB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
 
 var (
 	file_banger_v1_daemon_proto_rawDescOnce sync.Once
@@ -2596,7 +4168,7 @@ func file_banger_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_banger_v1_daemon_proto_rawDescData
 }
 
-var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
 var file_banger_v1_daemon_proto_goTypes = []any{
 	(*HelloRequest)(nil),           // 0: banger.v1.HelloRequest
 	(*HelloResponse)(nil),          // 1: banger.v1.HelloResponse
@@ -2623,117 +4195,170 @@ var file_banger_v1_daemon_proto_goTypes = []any{
 	(*GetVMRequest)(nil),           // 22: banger.v1.GetVMRequest
 	(*EndpointRequest)(nil),        // 23: banger.v1.EndpointRequest
 	(*EndpointResponse)(nil),       // 24: banger.v1.EndpointResponse
-	(*GetOperationRequest)(nil),    // 25: banger.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),  // 26: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 27: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),  // 28: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil), // 29: banger.v1.CancelOperationRequest
-	(*ListEventsRequest)(nil),      // 30: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 31: banger.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 32: banger.v1.WatchEventsRequest
-	(*FsckRequest)(nil),            // 33: banger.v1.FsckRequest
-	(*FsckResponse)(nil),           // 34: banger.v1.FsckResponse
-	(*Finding)(nil),                // 35: banger.v1.Finding
-	(*ListImagesRequest)(nil),      // 36: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 37: banger.v1.ListImagesResponse
-	(*ImageCatalogRequest)(nil),    // 38: banger.v1.ImageCatalogRequest
-	(*ImageCatalogResponse)(nil),   // 39: banger.v1.ImageCatalogResponse
-	(*PullImageRequest)(nil),       // 40: banger.v1.PullImageRequest
-	(*PullImageResponse)(nil),      // 41: banger.v1.PullImageResponse
-	(*ListKernelsRequest)(nil),     // 42: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 43: banger.v1.ListKernelsResponse
-	(*KernelCatalogRequest)(nil),   // 44: banger.v1.KernelCatalogRequest
-	(*KernelCatalogResponse)(nil),  // 45: banger.v1.KernelCatalogResponse
-	(*PullKernelRequest)(nil),      // 46: banger.v1.PullKernelRequest
-	(*PullKernelResponse)(nil),     // 47: banger.v1.PullKernelResponse
-	nil,                            // 48: banger.v1.SetVMRequest.SetLabelsEntry
-	(*VMSpec)(nil),                 // 49: banger.v1.VMSpec
-	(*VM)(nil),                     // 50: banger.v1.VM
-	(*Operation)(nil),              // 51: banger.v1.Operation
-	(*Event)(nil),                  // 52: banger.v1.Event
-	(*Image)(nil),                  // 53: banger.v1.Image
-	(*CatalogEntry)(nil),           // 54: banger.v1.CatalogEntry
-	(*Kernel)(nil),                 // 55: banger.v1.Kernel
+	(*OperationLogsRequest)(nil),   // 25: banger.v1.OperationLogsRequest
+	(*OperationLog)(nil),           // 26: banger.v1.OperationLog
+	(*GetOperationRequest)(nil),    // 27: banger.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),  // 28: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 29: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),  // 30: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil), // 31: banger.v1.CancelOperationRequest
+	(*ListEventsRequest)(nil),      // 32: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 33: banger.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 34: banger.v1.WatchEventsRequest
+	(*FsckRequest)(nil),            // 35: banger.v1.FsckRequest
+	(*FsckResponse)(nil),           // 36: banger.v1.FsckResponse
+	(*Finding)(nil),                // 37: banger.v1.Finding
+	(*ListImagesRequest)(nil),      // 38: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 39: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 40: banger.v1.GetImageRequest
+	(*ImageCatalogRequest)(nil),    // 41: banger.v1.ImageCatalogRequest
+	(*ImageCatalogResponse)(nil),   // 42: banger.v1.ImageCatalogResponse
+	(*PullImageRequest)(nil),       // 43: banger.v1.PullImageRequest
+	(*PullImageResponse)(nil),      // 44: banger.v1.PullImageResponse
+	(*RegisterImageRequest)(nil),   // 45: banger.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),  // 46: banger.v1.RegisterImageResponse
+	(*PromoteImageRequest)(nil),    // 47: banger.v1.PromoteImageRequest
+	(*PromoteImageResponse)(nil),   // 48: banger.v1.PromoteImageResponse
+	(*TagImageRequest)(nil),        // 49: banger.v1.TagImageRequest
+	(*RemoveImageRequest)(nil),     // 50: banger.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),    // 51: banger.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),     // 52: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),    // 53: banger.v1.PruneImagesResponse
+	(*BuildImageRequest)(nil),      // 54: banger.v1.BuildImageRequest
+	(*BuildImageResponse)(nil),     // 55: banger.v1.BuildImageResponse
+	(*ExportImageRequest)(nil),     // 56: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),    // 57: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),       // 58: banger.v1.PushImageRequest
+	(*PushImageResponse)(nil),      // 59: banger.v1.PushImageResponse
+	(*Pruned)(nil),                 // 60: banger.v1.Pruned
+	(*ListKernelsRequest)(nil),     // 61: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 62: banger.v1.ListKernelsResponse
+	(*GetKernelRequest)(nil),       // 63: banger.v1.GetKernelRequest
+	(*KernelCatalogRequest)(nil),   // 64: banger.v1.KernelCatalogRequest
+	(*KernelCatalogResponse)(nil),  // 65: banger.v1.KernelCatalogResponse
+	(*PullKernelRequest)(nil),      // 66: banger.v1.PullKernelRequest
+	(*PullKernelResponse)(nil),     // 67: banger.v1.PullKernelResponse
+	(*ImportKernelRequest)(nil),    // 68: banger.v1.ImportKernelRequest
+	(*ImportKernelResponse)(nil),   // 69: banger.v1.ImportKernelResponse
+	(*RemoveKernelRequest)(nil),    // 70: banger.v1.RemoveKernelRequest
+	(*RemoveKernelResponse)(nil),   // 71: banger.v1.RemoveKernelResponse
+	nil,                            // 72: banger.v1.SetVMRequest.SetLabelsEntry
+	(*VMSpec)(nil),                 // 73: banger.v1.VMSpec
+	(*VM)(nil),                     // 74: banger.v1.VM
+	(*ImageConfig)(nil),            // 75: banger.v1.ImageConfig
+	(*Operation)(nil),              // 76: banger.v1.Operation
+	(*Event)(nil),                  // 77: banger.v1.Event
+	(*Image)(nil),                  // 78: banger.v1.Image
+	(*CatalogEntry)(nil),           // 79: banger.v1.CatalogEntry
+	(*Kernel)(nil),                 // 80: banger.v1.Kernel
 }
 var file_banger_v1_daemon_proto_depIdxs = []int32{
-	49, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	48, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
-	50, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	50, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
-	51, // 4: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	52, // 5: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	35, // 6: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
-	53, // 7: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	54, // 8: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	55, // 9: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	54, // 10: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	0,  // 11: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
-	2,  // 12: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
-	4,  // 13: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	6,  // 14: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
-	8,  // 15: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
-	9,  // 16: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
-	10, // 17: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
-	11, // 18: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
-	20, // 19: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
-	22, // 20: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
-	13, // 21: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
-	14, // 22: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
-	15, // 23: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
-	16, // 24: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
-	17, // 25: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
-	18, // 26: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
-	19, // 27: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
-	23, // 28: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
-	25, // 29: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
-	26, // 30: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
-	28, // 31: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
-	29, // 32: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
-	30, // 33: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
-	32, // 34: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
-	33, // 35: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
-	36, // 36: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
-	38, // 37: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
-	40, // 38: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
-	42, // 39: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
-	44, // 40: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
-	46, // 41: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
-	1,  // 42: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
-	3,  // 43: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
-	5,  // 44: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	7,  // 45: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
-	50, // 46: banger.v1.VMService.Start:output_type -> banger.v1.VM
-	50, // 47: banger.v1.VMService.Stop:output_type -> banger.v1.VM
-	50, // 48: banger.v1.VMService.Kill:output_type -> banger.v1.VM
-	12, // 49: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
-	21, // 50: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
-	50, // 51: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	50, // 52: banger.v1.VMService.Restart:output_type -> banger.v1.VM
-	50, // 53: banger.v1.VMService.Pause:output_type -> banger.v1.VM
-	50, // 54: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
-	50, // 55: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	50, // 56: banger.v1.VMService.Set:output_type -> banger.v1.VM
-	50, // 57: banger.v1.VMService.Reset:output_type -> banger.v1.VM
-	50, // 58: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	24, // 59: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
-	51, // 60: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	27, // 61: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
-	51, // 62: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	51, // 63: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	31, // 64: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
-	52, // 65: banger.v1.EventService.Watch:output_type -> banger.v1.Event
-	34, // 66: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
-	37, // 67: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
-	39, // 68: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
-	41, // 69: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
-	43, // 70: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
-	45, // 71: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
-	47, // 72: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
-	42, // [42:73] is the sub-list for method output_type
-	11, // [11:42] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	73, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	72, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
+	74, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	74, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
+	75, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
+	76, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	77, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	37, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
+	78, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	79, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	60, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
+	80, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	79, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	0,  // 13: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
+	2,  // 14: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
+	4,  // 15: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	6,  // 16: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
+	8,  // 17: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
+	9,  // 18: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
+	10, // 19: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
+	11, // 20: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
+	20, // 21: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
+	22, // 22: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
+	13, // 23: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
+	14, // 24: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
+	15, // 25: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
+	16, // 26: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
+	17, // 27: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
+	18, // 28: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
+	19, // 29: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
+	23, // 30: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
+	27, // 31: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
+	28, // 32: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
+	30, // 33: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
+	31, // 34: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
+	25, // 35: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
+	32, // 36: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
+	34, // 37: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
+	35, // 38: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
+	38, // 39: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
+	40, // 40: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
+	41, // 41: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
+	43, // 42: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
+	45, // 43: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	47, // 44: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
+	49, // 45: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	50, // 46: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
+	52, // 47: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	54, // 48: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
+	56, // 49: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
+	58, // 50: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	61, // 51: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
+	63, // 52: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
+	64, // 53: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
+	66, // 54: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
+	68, // 55: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	70, // 56: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
+	1,  // 57: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
+	3,  // 58: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
+	5,  // 59: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	7,  // 60: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
+	74, // 61: banger.v1.VMService.Start:output_type -> banger.v1.VM
+	74, // 62: banger.v1.VMService.Stop:output_type -> banger.v1.VM
+	74, // 63: banger.v1.VMService.Kill:output_type -> banger.v1.VM
+	12, // 64: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
+	21, // 65: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
+	74, // 66: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	74, // 67: banger.v1.VMService.Restart:output_type -> banger.v1.VM
+	74, // 68: banger.v1.VMService.Pause:output_type -> banger.v1.VM
+	74, // 69: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
+	74, // 70: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	74, // 71: banger.v1.VMService.Set:output_type -> banger.v1.VM
+	74, // 72: banger.v1.VMService.Reset:output_type -> banger.v1.VM
+	74, // 73: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	24, // 74: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
+	76, // 75: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	29, // 76: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
+	76, // 77: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	76, // 78: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	26, // 79: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
+	33, // 80: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
+	77, // 81: banger.v1.EventService.Watch:output_type -> banger.v1.Event
+	36, // 82: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
+	39, // 83: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
+	78, // 84: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	42, // 85: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
+	44, // 86: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
+	46, // 87: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
+	48, // 88: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
+	78, // 89: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	51, // 90: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
+	53, // 91: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
+	55, // 92: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
+	57, // 93: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
+	59, // 94: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
+	62, // 95: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
+	80, // 96: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	65, // 97: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
+	67, // 98: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
+	69, // 99: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
+	71, // 100: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
+	57, // [57:101] is the sub-list for method output_type
+	13, // [13:57] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_daemon_proto_init() }
@@ -2749,7 +4374,7 @@ func file_banger_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_daemon_proto_rawDesc), len(file_banger_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   73,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

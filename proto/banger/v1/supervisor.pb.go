@@ -867,6 +867,7 @@ type ExecStart struct {
 	Tty           bool                   `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
 	Size          *TerminalSize          `protobuf:"bytes,6,opt,name=size,proto3" json:"size,omitempty"`
 	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"` // false: /dev/null
+	Tool          string                 `protobuf:"bytes,8,opt,name=tool,proto3" json:"tool,omitempty"`    // a program of the agent's own, with argv as its arguments: see agentwire.ExecStart
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +949,13 @@ func (x *ExecStart) GetStdin() bool {
 		return x.Stdin
 	}
 	return false
+}
+
+func (x *ExecStart) GetTool() string {
+	if x != nil {
+		return x.Tool
+	}
+	return ""
 }
 
 type TerminalSize struct {
@@ -1292,7 +1300,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\tstdin_eof\x18\x03 \x01(\bH\x00R\bstdinEof\x121\n" +
 	"\x06resize\x18\x04 \x01(\v2\x17.banger.v1.TerminalSizeH\x00R\x06resize\x12\x18\n" +
 	"\x06signal\x18\x05 \x01(\tH\x00R\x06signalB\x06\n" +
-	"\x04kind\"\xb4\x01\n" +
+	"\x04kind\"\xc8\x01\n" +
 	"\tExecStart\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x18\n" +
@@ -1300,7 +1308,8 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x03env\x18\x04 \x03(\tR\x03env\x12\x10\n" +
 	"\x03tty\x18\x05 \x01(\bR\x03tty\x12+\n" +
 	"\x04size\x18\x06 \x01(\v2\x17.banger.v1.TerminalSizeR\x04size\x12\x14\n" +
-	"\x05stdin\x18\a \x01(\bR\x05stdin\"6\n" +
+	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x12\n" +
+	"\x04tool\x18\b \x01(\tR\x04tool\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
 	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xd8\x01\n" +

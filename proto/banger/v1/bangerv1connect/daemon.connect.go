@@ -90,6 +90,8 @@ const (
 	OperationServiceWatchProcedure = "/banger.v1.OperationService/Watch"
 	// OperationServiceCancelProcedure is the fully-qualified name of the OperationService's Cancel RPC.
 	OperationServiceCancelProcedure = "/banger.v1.OperationService/Cancel"
+	// OperationServiceLogsProcedure is the fully-qualified name of the OperationService's Logs RPC.
+	OperationServiceLogsProcedure = "/banger.v1.OperationService/Logs"
 	// EventServiceListProcedure is the fully-qualified name of the EventService's List RPC.
 	EventServiceListProcedure = "/banger.v1.EventService/List"
 	// EventServiceWatchProcedure is the fully-qualified name of the EventService's Watch RPC.
@@ -98,16 +100,40 @@ const (
 	FsckServiceCheckProcedure = "/banger.v1.FsckService/Check"
 	// ImageServiceListProcedure is the fully-qualified name of the ImageService's List RPC.
 	ImageServiceListProcedure = "/banger.v1.ImageService/List"
+	// ImageServiceGetProcedure is the fully-qualified name of the ImageService's Get RPC.
+	ImageServiceGetProcedure = "/banger.v1.ImageService/Get"
 	// ImageServiceCatalogProcedure is the fully-qualified name of the ImageService's Catalog RPC.
 	ImageServiceCatalogProcedure = "/banger.v1.ImageService/Catalog"
 	// ImageServicePullProcedure is the fully-qualified name of the ImageService's Pull RPC.
 	ImageServicePullProcedure = "/banger.v1.ImageService/Pull"
+	// ImageServiceRegisterProcedure is the fully-qualified name of the ImageService's Register RPC.
+	ImageServiceRegisterProcedure = "/banger.v1.ImageService/Register"
+	// ImageServicePromoteProcedure is the fully-qualified name of the ImageService's Promote RPC.
+	ImageServicePromoteProcedure = "/banger.v1.ImageService/Promote"
+	// ImageServiceTagProcedure is the fully-qualified name of the ImageService's Tag RPC.
+	ImageServiceTagProcedure = "/banger.v1.ImageService/Tag"
+	// ImageServiceRemoveProcedure is the fully-qualified name of the ImageService's Remove RPC.
+	ImageServiceRemoveProcedure = "/banger.v1.ImageService/Remove"
+	// ImageServicePruneProcedure is the fully-qualified name of the ImageService's Prune RPC.
+	ImageServicePruneProcedure = "/banger.v1.ImageService/Prune"
+	// ImageServiceBuildProcedure is the fully-qualified name of the ImageService's Build RPC.
+	ImageServiceBuildProcedure = "/banger.v1.ImageService/Build"
+	// ImageServiceExportProcedure is the fully-qualified name of the ImageService's Export RPC.
+	ImageServiceExportProcedure = "/banger.v1.ImageService/Export"
+	// ImageServicePushProcedure is the fully-qualified name of the ImageService's Push RPC.
+	ImageServicePushProcedure = "/banger.v1.ImageService/Push"
 	// KernelServiceListProcedure is the fully-qualified name of the KernelService's List RPC.
 	KernelServiceListProcedure = "/banger.v1.KernelService/List"
+	// KernelServiceGetProcedure is the fully-qualified name of the KernelService's Get RPC.
+	KernelServiceGetProcedure = "/banger.v1.KernelService/Get"
 	// KernelServiceCatalogProcedure is the fully-qualified name of the KernelService's Catalog RPC.
 	KernelServiceCatalogProcedure = "/banger.v1.KernelService/Catalog"
 	// KernelServicePullProcedure is the fully-qualified name of the KernelService's Pull RPC.
 	KernelServicePullProcedure = "/banger.v1.KernelService/Pull"
+	// KernelServiceImportProcedure is the fully-qualified name of the KernelService's Import RPC.
+	KernelServiceImportProcedure = "/banger.v1.KernelService/Import"
+	// KernelServiceRemoveProcedure is the fully-qualified name of the KernelService's Remove RPC.
+	KernelServiceRemoveProcedure = "/banger.v1.KernelService/Remove"
 )
 
 // DaemonServiceClient is a client for the banger.v1.DaemonService service.
@@ -689,6 +715,9 @@ type OperationServiceClient interface {
 	// Watch sends the present state at once, then every change (coalesced), and ends after the final one.
 	Watch(context.Context, *connect.Request[v1.WatchOperationRequest]) (*connect.ServerStreamForClient[v1.Operation], error)
 	Cancel(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.Operation], error)
+	// Logs sends what the operation has written (the newest part of it, when it was much), then what it writes, and ends
+	// with it.
+	Logs(context.Context, *connect.Request[v1.OperationLogsRequest]) (*connect.ServerStreamForClient[v1.OperationLog], error)
 }
 
 // NewOperationServiceClient constructs a client for the banger.v1.OperationService service. By
@@ -726,6 +755,12 @@ func NewOperationServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(operationServiceMethods.ByName("Cancel")),
 			connect.WithClientOptions(opts...),
 		),
+		logs: connect.NewClient[v1.OperationLogsRequest, v1.OperationLog](
+			httpClient,
+			baseURL+OperationServiceLogsProcedure,
+			connect.WithSchema(operationServiceMethods.ByName("Logs")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -735,6 +770,7 @@ type operationServiceClient struct {
 	list   *connect.Client[v1.ListOperationsRequest, v1.ListOperationsResponse]
 	watch  *connect.Client[v1.WatchOperationRequest, v1.Operation]
 	cancel *connect.Client[v1.CancelOperationRequest, v1.Operation]
+	logs   *connect.Client[v1.OperationLogsRequest, v1.OperationLog]
 }
 
 // Get calls banger.v1.OperationService.Get.
@@ -757,6 +793,11 @@ func (c *operationServiceClient) Cancel(ctx context.Context, req *connect.Reques
 	return c.cancel.CallUnary(ctx, req)
 }
 
+// Logs calls banger.v1.OperationService.Logs.
+func (c *operationServiceClient) Logs(ctx context.Context, req *connect.Request[v1.OperationLogsRequest]) (*connect.ServerStreamForClient[v1.OperationLog], error) {
+	return c.logs.CallServerStream(ctx, req)
+}
+
 // OperationServiceHandler is an implementation of the banger.v1.OperationService service.
 type OperationServiceHandler interface {
 	Get(context.Context, *connect.Request[v1.GetOperationRequest]) (*connect.Response[v1.Operation], error)
@@ -764,6 +805,9 @@ type OperationServiceHandler interface {
 	// Watch sends the present state at once, then every change (coalesced), and ends after the final one.
 	Watch(context.Context, *connect.Request[v1.WatchOperationRequest], *connect.ServerStream[v1.Operation]) error
 	Cancel(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.Operation], error)
+	// Logs sends what the operation has written (the newest part of it, when it was much), then what it writes, and ends
+	// with it.
+	Logs(context.Context, *connect.Request[v1.OperationLogsRequest], *connect.ServerStream[v1.OperationLog]) error
 }
 
 // NewOperationServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -797,6 +841,12 @@ func NewOperationServiceHandler(svc OperationServiceHandler, opts ...connect.Han
 		connect.WithSchema(operationServiceMethods.ByName("Cancel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	operationServiceLogsHandler := connect.NewServerStreamHandler(
+		OperationServiceLogsProcedure,
+		svc.Logs,
+		connect.WithSchema(operationServiceMethods.ByName("Logs")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.OperationService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OperationServiceGetProcedure:
@@ -807,6 +857,8 @@ func NewOperationServiceHandler(svc OperationServiceHandler, opts ...connect.Han
 			operationServiceWatchHandler.ServeHTTP(w, r)
 		case OperationServiceCancelProcedure:
 			operationServiceCancelHandler.ServeHTTP(w, r)
+		case OperationServiceLogsProcedure:
+			operationServiceLogsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -830,6 +882,10 @@ func (UnimplementedOperationServiceHandler) Watch(context.Context, *connect.Requ
 
 func (UnimplementedOperationServiceHandler) Cancel(context.Context, *connect.Request[v1.CancelOperationRequest]) (*connect.Response[v1.Operation], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.OperationService.Cancel is not implemented"))
+}
+
+func (UnimplementedOperationServiceHandler) Logs(context.Context, *connect.Request[v1.OperationLogsRequest], *connect.ServerStream[v1.OperationLog]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.OperationService.Logs is not implemented"))
 }
 
 // EventServiceClient is a client for the banger.v1.EventService service.
@@ -1003,9 +1059,28 @@ func (UnimplementedFsckServiceHandler) Check(context.Context, *connect.Request[v
 // ImageServiceClient is a client for the banger.v1.ImageService service.
 type ImageServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
+	// Get returns one image by name, digest or unique prefix of its digest, with its configuration.
+	Get(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.Image], error)
 	Catalog(context.Context, *connect.Request[v1.ImageCatalogRequest]) (*connect.Response[v1.ImageCatalogResponse], error)
 	// Pull begins an operation; its result_id is the image's name. One that is already under way is joined.
 	Pull(context.Context, *connect.Request[v1.PullImageRequest]) (*connect.Response[v1.PullImageResponse], error)
+	// Register gives local files a name. banger never changes or removes them.
+	Register(context.Context, *connect.Request[v1.RegisterImageRequest]) (*connect.Response[v1.RegisterImageResponse], error)
+	// Promote begins an operation that makes a managed copy of a registered image, under the same name.
+	Promote(context.Context, *connect.Request[v1.PromoteImageRequest]) (*connect.Response[v1.PromoteImageResponse], error)
+	// Tag gives an image another name. A name that stands for another image is refused unless force says so.
+	Tag(context.Context, *connect.Request[v1.TagImageRequest]) (*connect.Response[v1.Image], error)
+	// Remove forgets a name; the image goes with its last one. Refused (failed_precondition) while a VM uses it.
+	Remove(context.Context, *connect.Request[v1.RemoveImageRequest]) (*connect.Response[v1.RemoveImageResponse], error)
+	// Prune removes what no VM and no name needs, or tells what that would be.
+	Prune(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
+	// Build begins an operation; its result_id is the image's name (its digest without one). OperationService.Logs has the
+	// output of its steps.
+	Build(context.Context, *connect.Request[v1.BuildImageRequest]) (*connect.Response[v1.BuildImageResponse], error)
+	// Export begins an operation that writes the image to a file or directory of the host.
+	Export(context.Context, *connect.Request[v1.ExportImageRequest]) (*connect.Response[v1.ExportImageResponse], error)
+	// Push begins an operation that sends the image to a registry; its result_id is the digest there.
+	Push(context.Context, *connect.Request[v1.PushImageRequest]) (*connect.Response[v1.PushImageResponse], error)
 }
 
 // NewImageServiceClient constructs a client for the banger.v1.ImageService service. By default, it
@@ -1025,6 +1100,12 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		get: connect.NewClient[v1.GetImageRequest, v1.Image](
+			httpClient,
+			baseURL+ImageServiceGetProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Get")),
+			connect.WithClientOptions(opts...),
+		),
 		catalog: connect.NewClient[v1.ImageCatalogRequest, v1.ImageCatalogResponse](
 			httpClient,
 			baseURL+ImageServiceCatalogProcedure,
@@ -1037,19 +1118,81 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Pull")),
 			connect.WithClientOptions(opts...),
 		),
+		register: connect.NewClient[v1.RegisterImageRequest, v1.RegisterImageResponse](
+			httpClient,
+			baseURL+ImageServiceRegisterProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Register")),
+			connect.WithClientOptions(opts...),
+		),
+		promote: connect.NewClient[v1.PromoteImageRequest, v1.PromoteImageResponse](
+			httpClient,
+			baseURL+ImageServicePromoteProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Promote")),
+			connect.WithClientOptions(opts...),
+		),
+		tag: connect.NewClient[v1.TagImageRequest, v1.Image](
+			httpClient,
+			baseURL+ImageServiceTagProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Tag")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[v1.RemoveImageRequest, v1.RemoveImageResponse](
+			httpClient,
+			baseURL+ImageServiceRemoveProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+		prune: connect.NewClient[v1.PruneImagesRequest, v1.PruneImagesResponse](
+			httpClient,
+			baseURL+ImageServicePruneProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Prune")),
+			connect.WithClientOptions(opts...),
+		),
+		build: connect.NewClient[v1.BuildImageRequest, v1.BuildImageResponse](
+			httpClient,
+			baseURL+ImageServiceBuildProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Build")),
+			connect.WithClientOptions(opts...),
+		),
+		export: connect.NewClient[v1.ExportImageRequest, v1.ExportImageResponse](
+			httpClient,
+			baseURL+ImageServiceExportProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Export")),
+			connect.WithClientOptions(opts...),
+		),
+		push: connect.NewClient[v1.PushImageRequest, v1.PushImageResponse](
+			httpClient,
+			baseURL+ImageServicePushProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("Push")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	list    *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
-	catalog *connect.Client[v1.ImageCatalogRequest, v1.ImageCatalogResponse]
-	pull    *connect.Client[v1.PullImageRequest, v1.PullImageResponse]
+	list     *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	get      *connect.Client[v1.GetImageRequest, v1.Image]
+	catalog  *connect.Client[v1.ImageCatalogRequest, v1.ImageCatalogResponse]
+	pull     *connect.Client[v1.PullImageRequest, v1.PullImageResponse]
+	register *connect.Client[v1.RegisterImageRequest, v1.RegisterImageResponse]
+	promote  *connect.Client[v1.PromoteImageRequest, v1.PromoteImageResponse]
+	tag      *connect.Client[v1.TagImageRequest, v1.Image]
+	remove   *connect.Client[v1.RemoveImageRequest, v1.RemoveImageResponse]
+	prune    *connect.Client[v1.PruneImagesRequest, v1.PruneImagesResponse]
+	build    *connect.Client[v1.BuildImageRequest, v1.BuildImageResponse]
+	export   *connect.Client[v1.ExportImageRequest, v1.ExportImageResponse]
+	push     *connect.Client[v1.PushImageRequest, v1.PushImageResponse]
 }
 
 // List calls banger.v1.ImageService.List.
 func (c *imageServiceClient) List(ctx context.Context, req *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error) {
 	return c.list.CallUnary(ctx, req)
+}
+
+// Get calls banger.v1.ImageService.Get.
+func (c *imageServiceClient) Get(ctx context.Context, req *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.Image], error) {
+	return c.get.CallUnary(ctx, req)
 }
 
 // Catalog calls banger.v1.ImageService.Catalog.
@@ -1062,12 +1205,71 @@ func (c *imageServiceClient) Pull(ctx context.Context, req *connect.Request[v1.P
 	return c.pull.CallUnary(ctx, req)
 }
 
+// Register calls banger.v1.ImageService.Register.
+func (c *imageServiceClient) Register(ctx context.Context, req *connect.Request[v1.RegisterImageRequest]) (*connect.Response[v1.RegisterImageResponse], error) {
+	return c.register.CallUnary(ctx, req)
+}
+
+// Promote calls banger.v1.ImageService.Promote.
+func (c *imageServiceClient) Promote(ctx context.Context, req *connect.Request[v1.PromoteImageRequest]) (*connect.Response[v1.PromoteImageResponse], error) {
+	return c.promote.CallUnary(ctx, req)
+}
+
+// Tag calls banger.v1.ImageService.Tag.
+func (c *imageServiceClient) Tag(ctx context.Context, req *connect.Request[v1.TagImageRequest]) (*connect.Response[v1.Image], error) {
+	return c.tag.CallUnary(ctx, req)
+}
+
+// Remove calls banger.v1.ImageService.Remove.
+func (c *imageServiceClient) Remove(ctx context.Context, req *connect.Request[v1.RemoveImageRequest]) (*connect.Response[v1.RemoveImageResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// Prune calls banger.v1.ImageService.Prune.
+func (c *imageServiceClient) Prune(ctx context.Context, req *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error) {
+	return c.prune.CallUnary(ctx, req)
+}
+
+// Build calls banger.v1.ImageService.Build.
+func (c *imageServiceClient) Build(ctx context.Context, req *connect.Request[v1.BuildImageRequest]) (*connect.Response[v1.BuildImageResponse], error) {
+	return c.build.CallUnary(ctx, req)
+}
+
+// Export calls banger.v1.ImageService.Export.
+func (c *imageServiceClient) Export(ctx context.Context, req *connect.Request[v1.ExportImageRequest]) (*connect.Response[v1.ExportImageResponse], error) {
+	return c.export.CallUnary(ctx, req)
+}
+
+// Push calls banger.v1.ImageService.Push.
+func (c *imageServiceClient) Push(ctx context.Context, req *connect.Request[v1.PushImageRequest]) (*connect.Response[v1.PushImageResponse], error) {
+	return c.push.CallUnary(ctx, req)
+}
+
 // ImageServiceHandler is an implementation of the banger.v1.ImageService service.
 type ImageServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListImagesRequest]) (*connect.Response[v1.ListImagesResponse], error)
+	// Get returns one image by name, digest or unique prefix of its digest, with its configuration.
+	Get(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.Image], error)
 	Catalog(context.Context, *connect.Request[v1.ImageCatalogRequest]) (*connect.Response[v1.ImageCatalogResponse], error)
 	// Pull begins an operation; its result_id is the image's name. One that is already under way is joined.
 	Pull(context.Context, *connect.Request[v1.PullImageRequest]) (*connect.Response[v1.PullImageResponse], error)
+	// Register gives local files a name. banger never changes or removes them.
+	Register(context.Context, *connect.Request[v1.RegisterImageRequest]) (*connect.Response[v1.RegisterImageResponse], error)
+	// Promote begins an operation that makes a managed copy of a registered image, under the same name.
+	Promote(context.Context, *connect.Request[v1.PromoteImageRequest]) (*connect.Response[v1.PromoteImageResponse], error)
+	// Tag gives an image another name. A name that stands for another image is refused unless force says so.
+	Tag(context.Context, *connect.Request[v1.TagImageRequest]) (*connect.Response[v1.Image], error)
+	// Remove forgets a name; the image goes with its last one. Refused (failed_precondition) while a VM uses it.
+	Remove(context.Context, *connect.Request[v1.RemoveImageRequest]) (*connect.Response[v1.RemoveImageResponse], error)
+	// Prune removes what no VM and no name needs, or tells what that would be.
+	Prune(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error)
+	// Build begins an operation; its result_id is the image's name (its digest without one). OperationService.Logs has the
+	// output of its steps.
+	Build(context.Context, *connect.Request[v1.BuildImageRequest]) (*connect.Response[v1.BuildImageResponse], error)
+	// Export begins an operation that writes the image to a file or directory of the host.
+	Export(context.Context, *connect.Request[v1.ExportImageRequest]) (*connect.Response[v1.ExportImageResponse], error)
+	// Push begins an operation that sends the image to a registry; its result_id is the digest there.
+	Push(context.Context, *connect.Request[v1.PushImageRequest]) (*connect.Response[v1.PushImageResponse], error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1083,6 +1285,12 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceGetHandler := connect.NewUnaryHandler(
+		ImageServiceGetProcedure,
+		svc.Get,
+		connect.WithSchema(imageServiceMethods.ByName("Get")),
+		connect.WithHandlerOptions(opts...),
+	)
 	imageServiceCatalogHandler := connect.NewUnaryHandler(
 		ImageServiceCatalogProcedure,
 		svc.Catalog,
@@ -1095,14 +1303,80 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Pull")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceRegisterHandler := connect.NewUnaryHandler(
+		ImageServiceRegisterProcedure,
+		svc.Register,
+		connect.WithSchema(imageServiceMethods.ByName("Register")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePromoteHandler := connect.NewUnaryHandler(
+		ImageServicePromoteProcedure,
+		svc.Promote,
+		connect.WithSchema(imageServiceMethods.ByName("Promote")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceTagHandler := connect.NewUnaryHandler(
+		ImageServiceTagProcedure,
+		svc.Tag,
+		connect.WithSchema(imageServiceMethods.ByName("Tag")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceRemoveHandler := connect.NewUnaryHandler(
+		ImageServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(imageServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePruneHandler := connect.NewUnaryHandler(
+		ImageServicePruneProcedure,
+		svc.Prune,
+		connect.WithSchema(imageServiceMethods.ByName("Prune")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceBuildHandler := connect.NewUnaryHandler(
+		ImageServiceBuildProcedure,
+		svc.Build,
+		connect.WithSchema(imageServiceMethods.ByName("Build")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceExportHandler := connect.NewUnaryHandler(
+		ImageServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(imageServiceMethods.ByName("Export")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServicePushHandler := connect.NewUnaryHandler(
+		ImageServicePushProcedure,
+		svc.Push,
+		connect.WithSchema(imageServiceMethods.ByName("Push")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListProcedure:
 			imageServiceListHandler.ServeHTTP(w, r)
+		case ImageServiceGetProcedure:
+			imageServiceGetHandler.ServeHTTP(w, r)
 		case ImageServiceCatalogProcedure:
 			imageServiceCatalogHandler.ServeHTTP(w, r)
 		case ImageServicePullProcedure:
 			imageServicePullHandler.ServeHTTP(w, r)
+		case ImageServiceRegisterProcedure:
+			imageServiceRegisterHandler.ServeHTTP(w, r)
+		case ImageServicePromoteProcedure:
+			imageServicePromoteHandler.ServeHTTP(w, r)
+		case ImageServiceTagProcedure:
+			imageServiceTagHandler.ServeHTTP(w, r)
+		case ImageServiceRemoveProcedure:
+			imageServiceRemoveHandler.ServeHTTP(w, r)
+		case ImageServicePruneProcedure:
+			imageServicePruneHandler.ServeHTTP(w, r)
+		case ImageServiceBuildProcedure:
+			imageServiceBuildHandler.ServeHTTP(w, r)
+		case ImageServiceExportProcedure:
+			imageServiceExportHandler.ServeHTTP(w, r)
+		case ImageServicePushProcedure:
+			imageServicePushHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1116,6 +1390,10 @@ func (UnimplementedImageServiceHandler) List(context.Context, *connect.Request[v
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.List is not implemented"))
 }
 
+func (UnimplementedImageServiceHandler) Get(context.Context, *connect.Request[v1.GetImageRequest]) (*connect.Response[v1.Image], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Get is not implemented"))
+}
+
 func (UnimplementedImageServiceHandler) Catalog(context.Context, *connect.Request[v1.ImageCatalogRequest]) (*connect.Response[v1.ImageCatalogResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Catalog is not implemented"))
 }
@@ -1124,11 +1402,48 @@ func (UnimplementedImageServiceHandler) Pull(context.Context, *connect.Request[v
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Pull is not implemented"))
 }
 
+func (UnimplementedImageServiceHandler) Register(context.Context, *connect.Request[v1.RegisterImageRequest]) (*connect.Response[v1.RegisterImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Register is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Promote(context.Context, *connect.Request[v1.PromoteImageRequest]) (*connect.Response[v1.PromoteImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Promote is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Tag(context.Context, *connect.Request[v1.TagImageRequest]) (*connect.Response[v1.Image], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Tag is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Remove(context.Context, *connect.Request[v1.RemoveImageRequest]) (*connect.Response[v1.RemoveImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Remove is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Prune(context.Context, *connect.Request[v1.PruneImagesRequest]) (*connect.Response[v1.PruneImagesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Prune is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Build(context.Context, *connect.Request[v1.BuildImageRequest]) (*connect.Response[v1.BuildImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Build is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Export(context.Context, *connect.Request[v1.ExportImageRequest]) (*connect.Response[v1.ExportImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Export is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) Push(context.Context, *connect.Request[v1.PushImageRequest]) (*connect.Response[v1.PushImageResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Push is not implemented"))
+}
+
 // KernelServiceClient is a client for the banger.v1.KernelService service.
 type KernelServiceClient interface {
 	List(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error)
+	Get(context.Context, *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.Kernel], error)
 	Catalog(context.Context, *connect.Request[v1.KernelCatalogRequest]) (*connect.Response[v1.KernelCatalogResponse], error)
 	Pull(context.Context, *connect.Request[v1.PullKernelRequest]) (*connect.Response[v1.PullKernelResponse], error)
+	// Import begins an operation that copies a kernel of the host into the store; its result_id is the kernel's name.
+	// Kernel.missing then says what it lacks.
+	Import(context.Context, *connect.Request[v1.ImportKernelRequest]) (*connect.Response[v1.ImportKernelResponse], error)
+	Remove(context.Context, *connect.Request[v1.RemoveKernelRequest]) (*connect.Response[v1.RemoveKernelResponse], error)
 }
 
 // NewKernelServiceClient constructs a client for the banger.v1.KernelService service. By default,
@@ -1148,6 +1463,12 @@ func NewKernelServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(kernelServiceMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		get: connect.NewClient[v1.GetKernelRequest, v1.Kernel](
+			httpClient,
+			baseURL+KernelServiceGetProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("Get")),
+			connect.WithClientOptions(opts...),
+		),
 		catalog: connect.NewClient[v1.KernelCatalogRequest, v1.KernelCatalogResponse](
 			httpClient,
 			baseURL+KernelServiceCatalogProcedure,
@@ -1160,19 +1481,39 @@ func NewKernelServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(kernelServiceMethods.ByName("Pull")),
 			connect.WithClientOptions(opts...),
 		),
+		_import: connect.NewClient[v1.ImportKernelRequest, v1.ImportKernelResponse](
+			httpClient,
+			baseURL+KernelServiceImportProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("Import")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[v1.RemoveKernelRequest, v1.RemoveKernelResponse](
+			httpClient,
+			baseURL+KernelServiceRemoveProcedure,
+			connect.WithSchema(kernelServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // kernelServiceClient implements KernelServiceClient.
 type kernelServiceClient struct {
 	list    *connect.Client[v1.ListKernelsRequest, v1.ListKernelsResponse]
+	get     *connect.Client[v1.GetKernelRequest, v1.Kernel]
 	catalog *connect.Client[v1.KernelCatalogRequest, v1.KernelCatalogResponse]
 	pull    *connect.Client[v1.PullKernelRequest, v1.PullKernelResponse]
+	_import *connect.Client[v1.ImportKernelRequest, v1.ImportKernelResponse]
+	remove  *connect.Client[v1.RemoveKernelRequest, v1.RemoveKernelResponse]
 }
 
 // List calls banger.v1.KernelService.List.
 func (c *kernelServiceClient) List(ctx context.Context, req *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error) {
 	return c.list.CallUnary(ctx, req)
+}
+
+// Get calls banger.v1.KernelService.Get.
+func (c *kernelServiceClient) Get(ctx context.Context, req *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.Kernel], error) {
+	return c.get.CallUnary(ctx, req)
 }
 
 // Catalog calls banger.v1.KernelService.Catalog.
@@ -1185,11 +1526,26 @@ func (c *kernelServiceClient) Pull(ctx context.Context, req *connect.Request[v1.
 	return c.pull.CallUnary(ctx, req)
 }
 
+// Import calls banger.v1.KernelService.Import.
+func (c *kernelServiceClient) Import(ctx context.Context, req *connect.Request[v1.ImportKernelRequest]) (*connect.Response[v1.ImportKernelResponse], error) {
+	return c._import.CallUnary(ctx, req)
+}
+
+// Remove calls banger.v1.KernelService.Remove.
+func (c *kernelServiceClient) Remove(ctx context.Context, req *connect.Request[v1.RemoveKernelRequest]) (*connect.Response[v1.RemoveKernelResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
 // KernelServiceHandler is an implementation of the banger.v1.KernelService service.
 type KernelServiceHandler interface {
 	List(context.Context, *connect.Request[v1.ListKernelsRequest]) (*connect.Response[v1.ListKernelsResponse], error)
+	Get(context.Context, *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.Kernel], error)
 	Catalog(context.Context, *connect.Request[v1.KernelCatalogRequest]) (*connect.Response[v1.KernelCatalogResponse], error)
 	Pull(context.Context, *connect.Request[v1.PullKernelRequest]) (*connect.Response[v1.PullKernelResponse], error)
+	// Import begins an operation that copies a kernel of the host into the store; its result_id is the kernel's name.
+	// Kernel.missing then says what it lacks.
+	Import(context.Context, *connect.Request[v1.ImportKernelRequest]) (*connect.Response[v1.ImportKernelResponse], error)
+	Remove(context.Context, *connect.Request[v1.RemoveKernelRequest]) (*connect.Response[v1.RemoveKernelResponse], error)
 }
 
 // NewKernelServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1205,6 +1561,12 @@ func NewKernelServiceHandler(svc KernelServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(kernelServiceMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kernelServiceGetHandler := connect.NewUnaryHandler(
+		KernelServiceGetProcedure,
+		svc.Get,
+		connect.WithSchema(kernelServiceMethods.ByName("Get")),
+		connect.WithHandlerOptions(opts...),
+	)
 	kernelServiceCatalogHandler := connect.NewUnaryHandler(
 		KernelServiceCatalogProcedure,
 		svc.Catalog,
@@ -1217,14 +1579,32 @@ func NewKernelServiceHandler(svc KernelServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(kernelServiceMethods.ByName("Pull")),
 		connect.WithHandlerOptions(opts...),
 	)
+	kernelServiceImportHandler := connect.NewUnaryHandler(
+		KernelServiceImportProcedure,
+		svc.Import,
+		connect.WithSchema(kernelServiceMethods.ByName("Import")),
+		connect.WithHandlerOptions(opts...),
+	)
+	kernelServiceRemoveHandler := connect.NewUnaryHandler(
+		KernelServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(kernelServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.KernelService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case KernelServiceListProcedure:
 			kernelServiceListHandler.ServeHTTP(w, r)
+		case KernelServiceGetProcedure:
+			kernelServiceGetHandler.ServeHTTP(w, r)
 		case KernelServiceCatalogProcedure:
 			kernelServiceCatalogHandler.ServeHTTP(w, r)
 		case KernelServicePullProcedure:
 			kernelServicePullHandler.ServeHTTP(w, r)
+		case KernelServiceImportProcedure:
+			kernelServiceImportHandler.ServeHTTP(w, r)
+		case KernelServiceRemoveProcedure:
+			kernelServiceRemoveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1238,10 +1618,22 @@ func (UnimplementedKernelServiceHandler) List(context.Context, *connect.Request[
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.List is not implemented"))
 }
 
+func (UnimplementedKernelServiceHandler) Get(context.Context, *connect.Request[v1.GetKernelRequest]) (*connect.Response[v1.Kernel], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Get is not implemented"))
+}
+
 func (UnimplementedKernelServiceHandler) Catalog(context.Context, *connect.Request[v1.KernelCatalogRequest]) (*connect.Response[v1.KernelCatalogResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Catalog is not implemented"))
 }
 
 func (UnimplementedKernelServiceHandler) Pull(context.Context, *connect.Request[v1.PullKernelRequest]) (*connect.Response[v1.PullKernelResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Pull is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) Import(context.Context, *connect.Request[v1.ImportKernelRequest]) (*connect.Response[v1.ImportKernelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Import is not implemented"))
+}
+
+func (UnimplementedKernelServiceHandler) Remove(context.Context, *connect.Request[v1.RemoveKernelRequest]) (*connect.Response[v1.RemoveKernelResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Remove is not implemented"))
 }

@@ -1,4 +1,4 @@
-package client
+package vmclient
 
 import (
 	"bytes"
@@ -75,12 +75,14 @@ func (f *fakeExec) Exec(ctx context.Context, stream *connect.BidiStream[bangerv1
 }
 
 // supervisor serves f and returns a client of it.
-func (f *fakeExec) start(t *testing.T) *Supervisor {
+func (f *fakeExec) start(t *testing.T) *Client {
 	t.Helper()
-	path := filepath.Join(filepath.Dir(newPaths(t).Run), "s")
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	dir, err := os.MkdirTemp("/tmp", "bv") // t.TempDir is too long for a socket
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "s")
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +99,7 @@ func (f *fakeExec) start(t *testing.T) *Supervisor {
 		cancel()
 		<-done
 	})
-	return NewSupervisor(path)
+	return New(path)
 }
 
 func started(window int64) *bangerv1.ExecResponse {

@@ -1,4 +1,4 @@
-package client
+package vmclient
 
 import (
 	"context"
@@ -64,7 +64,7 @@ func (s *stream) send(req *bangerv1.ExecRequest) error {
 
 // Exec runs e and returns the command's exit code. Ending ctx cuts the connection, and the guest hangs up on the
 // command then. It returns after everything it started has ended, and after that s is of no more use.
-func (s *Supervisor) Exec(ctx context.Context, e Exec) (code int, err error) {
+func (s *Client) Exec(ctx context.Context, e Exec) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	st := &stream{conn: s.service.Exec(ctx)}
 	// net/http notices the end of ctx neither while it waits for input nor while it waits for room to send it, so the

@@ -1,4 +1,4 @@
-package client
+package vmclient
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 )
 
 // Stats returns at most n samples of what the VM used, the newest last; at least one is fresh.
-func (s *Supervisor) Stats(ctx context.Context, n int) ([]*bangerv1.Sample, error) {
+func (s *Client) Stats(ctx context.Context, n int) ([]*bangerv1.Sample, error) {
 	resp, err := s.service.Stats(ctx, connect.NewRequest(&bangerv1.SupervisorStatsRequest{Samples: int32(n)})) //nolint:gosec // a few hundred
 	if err != nil {
 		return nil, err
@@ -21,7 +21,7 @@ func (s *Supervisor) Stats(ctx context.Context, n int) ([]*bangerv1.Sample, erro
 }
 
 // WatchStats calls fn with a fresh sample at every interval until ctx ends, the VM does, or fn fails.
-func (s *Supervisor) WatchStats(ctx context.Context, interval time.Duration, fn func(*bangerv1.Sample) error) error {
+func (s *Client) WatchStats(ctx context.Context, interval time.Duration, fn func(*bangerv1.Sample) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := s.service.WatchStats(ctx, connect.NewRequest(&bangerv1.SupervisorWatchStatsRequest{IntervalMs: interval.Milliseconds()}))
@@ -44,7 +44,7 @@ func (s *Supervisor) WatchStats(ctx context.Context, interval time.Duration, fn 
 }
 
 // Ports returns what listens in the guest.
-func (s *Supervisor) Ports(ctx context.Context) ([]*bangerv1.Port, error) {
+func (s *Client) Ports(ctx context.Context) ([]*bangerv1.Port, error) {
 	resp, err := s.service.Ports(ctx, connect.NewRequest(&bangerv1.SupervisorPortsRequest{}))
 	if err != nil {
 		return nil, err

@@ -1,4 +1,5 @@
-package client
+// Package vmclient speaks to the supervisor of one VM: commands in the guest and the streams of their input and output.
+package vmclient
 
 import (
 	"context"
@@ -12,8 +13,8 @@ import (
 	"banger/proto/banger/v1/bangerv1connect"
 )
 
-// Supervisor is a connection to one VM's supervisor, for one stream.
-type Supervisor struct {
+// Client is a connection to one VM's supervisor, for one stream.
+type Client struct {
 	service bangerv1connect.SupervisorServiceClient
 
 	mu     sync.Mutex // guards the fields below
@@ -21,9 +22,9 @@ type Supervisor struct {
 	closed bool
 }
 
-// NewSupervisor returns a client of the supervisor that listens on socket (VMService.Endpoint tells which).
-func NewSupervisor(socket string) *Supervisor {
-	s := new(Supervisor)
+// New returns a client of the supervisor that listens on socket (VMService.Endpoint tells which).
+func New(socket string) *Client {
+	s := new(Client)
 	h := rpc.Client(socket)
 	if transport, ok := h.Transport.(*http.Transport); ok {
 		dial := transport.DialContext
@@ -40,7 +41,7 @@ func NewSupervisor(socket string) *Supervisor {
 }
 
 // keep remembers a connection for Close.
-func (s *Supervisor) keep(conn net.Conn) error {
+func (s *Client) keep(conn net.Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -52,7 +53,7 @@ func (s *Supervisor) keep(conn net.Conn) error {
 }
 
 // Close cuts the connection, whatever goes on over it.
-func (s *Supervisor) Close() {
+func (s *Client) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
