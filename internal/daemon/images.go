@@ -13,9 +13,9 @@ import (
 // imageService is the wire's ImageService.
 type imageService struct {
 	bangerv1connect.UnimplementedImageServiceHandler // TODO(daemon): goes when every call is there
-	lib      *library
-	store    *store.Store
-	standard string // the image of VMs that name none
+	lib                                              *library
+	store                                            *store.Store
+	standard                                         string // the image of VMs that name none
 }
 
 // List implements the RPC.
@@ -53,7 +53,7 @@ func (s *imageService) Pull(_ context.Context, req *connect.Request[bangerv1.Pul
 // kernelService is the wire's KernelService.
 type kernelService struct {
 	bangerv1connect.UnimplementedKernelServiceHandler // TODO(daemon): goes when every call is there
-	lib *library
+	lib                                               *library
 }
 
 // List implements the RPC.

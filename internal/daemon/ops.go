@@ -15,7 +15,7 @@ import (
 // operationService is the wire's OperationService.
 type operationService struct {
 	bangerv1connect.UnimplementedOperationServiceHandler // TODO(daemon): goes when every call is there
-	ops *operation.Registry[string]
+	ops                                                  *operation.Registry[string]
 }
 
 // Get implements the RPC.

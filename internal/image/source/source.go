@@ -55,8 +55,8 @@ type Tree struct {
 // compressed.
 type Layer struct {
 	MediaType string `json:"media_type"`
-	Digest    string `json:"digest"` // of the blob, "sha256:..."
-	Size      int64  `json:"size"`   // of the blob, bytes
+	Digest    string `json:"digest"`            // of the blob, "sha256:..."
+	Size      int64  `json:"size"`              // of the blob, bytes
 	DiffID    string `json:"diff_id,omitempty"` // of the uncompressed stream, as far as it was verified; empty: not known
 }
 
