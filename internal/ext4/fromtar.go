@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -13,6 +14,8 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"banger/internal/fault"
+	"banger/internal/pipe"
+	"banger/internal/sparse"
 )
 
 // DefaultSize is the virtual size of every image. It is the same for all so that a restored guest, which remembers
@@ -25,6 +28,14 @@ const DefaultSize = 64 << 30
 type Options struct {
 	Size  uint64 // virtual size; 0 means DefaultSize
 	Label string // volume label, up to 16 bytes
+
+	// Entries is the most that the stream may have; 0 means 16 Mi, which is also the most that is possible.
+	Entries int
+	// Identity says what the files are, where that is known beforehand: the stream is not hashed then and Result.Digest
+	// stays empty. The volume's UUID is made from it, else from the digest.
+	Identity string
+	// Temporary is for a file system that need not survive a crash of the host: nothing waits for the disk.
+	Temporary bool
 }
 
 // Result says what FromTar made.
@@ -32,13 +43,17 @@ type Result struct {
 	Used    uint64 // bytes it takes on the host
 	Read    uint64 // bytes of the tar stream
 	Entries int    // entries of the tar stream
-	Digest  string // of the whole tar stream, "sha256:..."
+	Digest  string // of the whole tar stream, "sha256:..."; empty with Options.Identity
 }
+
+// ErrAnew is what a Read of the stream may return once, instead of its end: forget what came so far, the whole stream
+// comes anew with the next Read. It is for senders that find out late that they should have said something else.
+var ErrAnew = errors.New("the tar stream begins anew")
 
 // FromTar writes a read-only ext4 file system with what the tar stream holds to path, which must not exist, and pads
 // it with a hole to the virtual size. Owners, modes, times, hard links, device nodes and extended attributes are
-// kept. The stream must be flat (no path twice but for directories; whiteouts are files like others) and must have
-// its end marker: one that was cut off is refused.
+// kept; blocks of zeros take no space. The stream must be flat (no path twice but for directories; whiteouts are files
+// like others) and must have its end marker: one that was cut off is refused.
 //
 // The file is on the disk when FromTar returns, and removed when it fails. It ends soon after ctx does; a Read that
 // blocks is then ended by closing r, if r is an io.Closer.
@@ -50,6 +65,7 @@ func FromTar(ctx context.Context, r io.Reader, path string, opt Options) (Result
 	if err != nil {
 		return Result{}, err
 	}
+	opt.Size = size
 	if len(opt.Label) > labelSize {
 		return Result{}, fault.New(fault.Invalid, "volume label %q is longer than %d bytes", opt.Label, labelSize)
 	}
@@ -57,7 +73,7 @@ func FromTar(ctx context.Context, r io.Reader, path string, opt Options) (Result
 	if err != nil {
 		return Result{}, explain(err, path, blockSize)
 	}
-	res, err := fill(ctx, f, r, size, opt.Label)
+	res, err := fill(ctx, f, r, opt)
 	if closeErr := f.Close(); err == nil {
 		err = explain(closeErr, path, res.Read)
 	}
@@ -71,10 +87,16 @@ func FromTar(ctx context.Context, r io.Reader, path string, opt Options) (Result
 }
 
 // fill writes the file system, its identity and the padding to f.
-func fill(ctx context.Context, f *os.File, r io.Reader, size uint64, label string) (Result, error) {
-	in := newInput(ctx, r)
-	entries, err := pump(ctx, in, f, size)
-	res := Result{Read: in.read, Entries: entries, Digest: "sha256:" + hex.EncodeToString(in.hash.Sum(nil))}
+func fill(ctx context.Context, f *os.File, r io.Reader, opt Options) (Result, error) {
+	in := newInput(ctx, r, opt.Identity == "")
+	entries, err := write(in, f, opt)
+	if errors.Is(err, ErrAnew) {
+		if err = f.Truncate(0); err == nil {
+			in = newInput(ctx, r, opt.Identity == "")
+			entries, err = write(in, f, opt)
+		}
+	}
+	res := Result{Read: in.read, Entries: entries}
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return res, fault.Context(cause, "make %s", filepath.Base(f.Name()))
@@ -84,18 +106,36 @@ func fill(ctx context.Context, f *os.File, r io.Reader, size uint64, label strin
 		}
 		return res, fault.Context(err, "make %s", filepath.Base(f.Name()))
 	}
-	err = finish(f, in.hash.Sum(nil), label)
-	if err == nil {
-		err = f.Truncate(int64(size))
+	identity := sha256.Sum256([]byte(opt.Identity))
+	if opt.Identity == "" {
+		identity = [sha256.Size]byte(in.hash.Sum(nil))
+		res.Digest = "sha256:" + hex.EncodeToString(identity[:])
 	}
+	err = finish(f, identity[:], opt.Label)
 	if err == nil {
+		err = f.Truncate(int64(opt.Size))
+	}
+	if err == nil && !opt.Temporary {
 		err = f.Sync()
 	}
 	return res, explain(err, f.Name(), in.read)
 }
 
-// errStopped is what the reading side gets when it writes to a converter that has ended.
-var errStopped = errors.New("the converter has ended")
+// write writes what the converter makes of the stream to f, which is empty.
+func write(in *input, f *os.File, opt Options) (entries int, err error) {
+	if opt.Entries > 0 {
+		in.most = min(opt.Entries, maxEntries)
+	}
+	out := sparse.NewWriter(f)
+	if !opt.Temporary {
+		out.WriteBack()
+	}
+	entries, err = pump(in, out, opt.Size)
+	if finishErr := out.Finish(); err == nil {
+		err = finishErr
+	}
+	return entries, err
+}
 
 // sourceError marks a failure of the reading side, which the converter sees as its own read error.
 type sourceError struct{ error }
@@ -104,10 +144,10 @@ func (e sourceError) Unwrap() error { return e.error }
 
 // pump runs the refined tar stream through the converter and returns the number of entries. Both sides have ended
 // when it returns, and the error is that of the side which failed first.
-func pump(ctx context.Context, in *input, f *os.File, size uint64) (int, error) {
-	stop := context.AfterFunc(ctx, in.interrupt)
+func pump(in *input, out io.ReadWriteSeeker, size uint64) (int, error) {
+	stop := context.AfterFunc(in.ctx, in.interrupt)
 	defer stop()
-	pr, pw := io.Pipe()
+	pr, pw := pipe.New()
 	var entries int
 	var sourceErr error
 	done := make(chan struct{})
@@ -117,10 +157,10 @@ func pump(ctx context.Context, in *input, f *os.File, size uint64) (int, error) 
 			pw.CloseWithError(sourceError{sourceErr})
 			return
 		}
-		pw.Close()
+		pw.CloseWithError(nil)
 	}()
-	err := convert(pr, f, size)
-	pr.CloseWithError(errStopped)
+	err := convert(pr, out, size)
+	pr.Close()
 	var echo sourceError
 	if err != nil && !errors.As(err, &echo) {
 		in.interrupt() // the reading side may be waiting for a slow sender
@@ -128,20 +168,20 @@ func pump(ctx context.Context, in *input, f *os.File, size uint64) (int, error) 
 		return 0, err
 	}
 	<-done
-	if sourceErr != nil && !errors.Is(sourceErr, errStopped) {
+	if sourceErr != nil && !errors.Is(sourceErr, io.ErrClosedPipe) {
 		return 0, sourceErr
 	}
 	return entries, err
 }
 
 // convert writes the file system. The converter is not ours: what it panics on counts as bad input.
-func convert(r io.Reader, f *os.File, size uint64) (err error) {
+func convert(r io.Reader, out io.ReadWriteSeeker, size uint64) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fault.New(fault.Invalid, "tar stream cannot be converted: %v", p)
 		}
 	}()
-	err = tar2ext4.ConvertTarToExt4(r, f, tar2ext4.MaximumDiskSize(int64(size)))
+	err = tar2ext4.ConvertTarToExt4(r, out, tar2ext4.MaximumDiskSize(int64(size)))
 	var echo sourceError
 	switch {
 	case err == nil, errors.As(err, &echo), isSyscall(err):

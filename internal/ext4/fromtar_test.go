@@ -95,6 +95,7 @@ func sample() []file {
 		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "./home/banger/f", Mode: 0o4640, Uid: 100000, Gid: 70000}, body: "hello"},
 		{Header: tar.Header{Typeflag: tar.TypeReg, Name: "./usr/bin/ping", Mode: 0o755, PAXRecords: map[string]string{
 			"SCHILY.xattr.security.capability": capability, "SCHILY.xattr.user.note": "n", "SCHILY.acl.access": "ignored",
+			"SCHILY.xattr.system.other": "ignored", "SCHILY.xattr.unknown": "ignored",
 			"SCHILY.xattr.system.posix_acl_access": acl,
 		}}, body: strings.Repeat("p", 9000)},
 		{Header: tar.Header{Typeflag: tar.TypeLink, Name: "./usr/bin/ping4", Linkname: "./usr/bin/ping"}},
@@ -210,6 +211,7 @@ func TestFromTarBadStreams(t *testing.T) {
 		"big owner":           {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", Uid: 1 << 33}}), 0, fault.Invalid, "owner"},
 		"does not fit":        {archive(t, file{Header: tar.Header{Typeflag: tar.TypeReg, Name: "a"}, body: strings.Repeat("x", 3<<20)}), 1 << 20, fault.Exhausted, "do not fit"},
 		"malformed acl":       {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.system.posix_acl_access": "abc"}}}), 0, fault.Invalid, "access control"},
+		"nameless attribute":  {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.user.": "v"}}}), 0, fault.Invalid, "bad name"},
 		"attribute too large": {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 5000)}}}), 0, fault.Invalid, "xattr"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -276,6 +278,135 @@ func TestFromTarSenderFails(t *testing.T) {
 	_, err := FromTar(t.Context(), pr, filepath.Join(t.TempDir(), "x"), Options{})
 	if !errors.Is(err, want) || fault.HintOf(err) != "banger doctor" || !fault.Is(err, fault.Unavailable) {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// TestFromTarIdentity expects what is known beforehand in place of the digest.
+func TestFromTarIdentity(t *testing.T) {
+	data := archive(t, sample()...)
+	uuid := func(opt Options) string {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "x")
+		res, err := FromTar(t.Context(), bytes.NewReader(data), path, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.Digest != "" {
+			t.Errorf("digest %q", res.Digest)
+		}
+		fsck(t, path)
+		_, after, _ := strings.Cut(debugfs(t, path, "show_super_stats -h"), "UUID:")
+		id, _, _ := strings.Cut(strings.TrimSpace(after), "\n")
+		return id
+	}
+	first, same, other := uuid(Options{Identity: "a"}), uuid(Options{Identity: "a", Temporary: true}), uuid(Options{Identity: "b"})
+	if first != same || first == other || strings.HasPrefix(first, "00000000") {
+		t.Errorf("volumes %s, %s, %s", first, same, other)
+	}
+}
+
+// TestFromTarZerosAreHoles expects zeros to be there for the guest and to take nothing on the host.
+func TestFromTarZerosAreHoles(t *testing.T) {
+	const size = 700 << 20 // more than fit in the extents of an inode
+	pr, pw := io.Pipe()
+	go func() {
+		tw := tar.NewWriter(pw)
+		_ = tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "zeros", Mode: 0o600, Size: size})
+		chunk := make([]byte, 1<<20)
+		for i := range size / len(chunk) {
+			if chunk[7000] = 0; i == 600 {
+				chunk[7000] = 'x'
+			}
+			_, _ = tw.Write(chunk)
+		}
+		pw.CloseWithError(tw.Close())
+	}()
+	path := filepath.Join(t.TempDir(), "x")
+	res, err := FromTar(t.Context(), pr, path, Options{Identity: "zeros"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fsck(t, path)
+	if res.Used > 1<<20 {
+		t.Errorf("it takes %d bytes", res.Used)
+	}
+	if got := debugfs(t, path, "stat /zeros"); !strings.Contains(got, fmt.Sprint("Size: ", size)) {
+		t.Error(got)
+	}
+	out := filepath.Join(t.TempDir(), "zeros")
+	debugfs(t, path, "dump /zeros "+out)
+	f, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	got := make([]byte, 4096)
+	if _, err := f.ReadAt(got, 600<<20+4096); err != nil || bytes.IndexByte(got, 'x') != 7000-4096 {
+		t.Errorf("the only letter is lost, err %v", err)
+	}
+}
+
+// TestFromTarBeginsAnew takes a stream that changes its mind.
+func TestFromTarBeginsAnew(t *testing.T) {
+	wrong := archive(t, file{Header: tar.Header{Typeflag: tar.TypeReg, Name: "wrong"}, body: strings.Repeat("w", 3<<20)})
+	data := archive(t, sample()...)
+	sum := sha256.Sum256(data)
+	path := filepath.Join(t.TempDir(), "x")
+	stream := io.MultiReader(bytes.NewReader(wrong[:len(wrong)-1024]), &onceAnew{}, bytes.NewReader(data))
+	res, err := FromTar(t.Context(), stream, path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fsck(t, path)
+	if res.Digest != "sha256:"+hex.EncodeToString(sum[:]) || res.Read != uint64(len(data)) || res.Used > 1<<20 {
+		t.Errorf("%+v", res)
+	}
+	if got := debugfs(t, path, "ls /"); strings.Contains(got, "wrong") || !strings.Contains(got, "home") {
+		t.Error(got)
+	}
+	twice := io.MultiReader(&onceAnew{}, &onceAnew{})
+	if _, err := FromTar(t.Context(), twice, path+"2", Options{}); err == nil {
+		t.Error("a stream began anew for ever")
+	}
+}
+
+// onceAnew is a reader that says once that the stream begins anew.
+type onceAnew struct{ said bool }
+
+func (o *onceAnew) Read([]byte) (int, error) {
+	if o.said {
+		return 0, io.EOF
+	}
+	o.said = true
+	return 0, ErrAnew
+}
+
+// TestFromTarManyFiles makes directories that are long, and some that are many.
+func TestFromTarManyFiles(t *testing.T) {
+	const long, many = 30000, 300
+	pr, pw := io.Pipe()
+	go func() {
+		tw := tar.NewWriter(pw)
+		for i := range long + many*20 {
+			name := fmt.Sprintf("long/%s-%d", strings.Repeat("n", i%100), i)
+			if i >= long {
+				name = fmt.Sprintf("many/%d/%d", i%many, i)
+			}
+			_ = tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o600, Size: int64(i % 3)})
+			_, _ = io.WriteString(tw, "xy"[:i%3])
+		}
+		pw.CloseWithError(tw.Close())
+	}()
+	path := filepath.Join(t.TempDir(), "x")
+	res, err := FromTar(t.Context(), pr, path, Options{Temporary: true})
+	if err != nil || res.Entries != long+many*20 {
+		t.Fatal(res, err)
+	}
+	fsck(t, path)
+	for _, want := range []string{"long/" + strings.Repeat("n", 99) + "-29999", "many/299/35999"} {
+		if got := debugfs(t, path, "stat "+want); !strings.Contains(got, "Type: regular") {
+			t.Errorf("%s: %s", want, got)
+		}
 	}
 }
 

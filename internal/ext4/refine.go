@@ -9,9 +9,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"maps"
 	"path"
+	"slices"
 	"strings"
+	"time"
 
 	"banger/internal/fault"
 )
@@ -32,13 +33,18 @@ type input struct {
 	ctx   context.Context
 	r     io.Reader
 	raw   io.Reader
-	hash  hash.Hash
+	hash  hash.Hash // nil: nobody wants it
+	most  int       // entries
 	read  uint64
 	ended bool // the sender has closed the stream
 }
 
-func newInput(ctx context.Context, r io.Reader) *input {
-	return &input{ctx: ctx, r: bufio.NewReaderSize(r, 1<<20), raw: r, hash: sha256.New()}
+func newInput(ctx context.Context, r io.Reader, hashed bool) *input {
+	in := &input{ctx: ctx, r: bufio.NewReaderSize(r, 1<<20), raw: r, most: maxEntries}
+	if hashed {
+		in.hash = sha256.New()
+	}
+	return in
 }
 
 // Read is what the tar reader calls.
@@ -47,7 +53,9 @@ func (in *input) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := in.r.Read(p)
-	in.hash.Write(p[:n])
+	if in.hash != nil {
+		in.hash.Write(p[:n])
+	}
 	in.read += uint64(n)
 	in.ended = in.ended || errors.Is(err, io.EOF)
 	return n, err
@@ -65,8 +73,7 @@ func (in *input) interrupt() {
 // to its end.
 func refine(in *input, w io.Writer) (int, error) {
 	tr := tar.NewReader(in)
-	tw := tar.NewWriter(w)
-	buf := make([]byte, 256<<10)
+	out := &encoder{w: w, buf: make([]byte, 256<<10)}
 	entries := 0
 	for {
 		hdr, err := tr.Next()
@@ -79,21 +86,15 @@ func refine(in *input, w io.Writer) (int, error) {
 		if hdr.Typeflag == tar.TypeXGlobalHeader { // defaults for what follows (git archive's comment), not an entry
 			continue
 		}
-		if entries++; entries > maxEntries {
-			return entries, fault.New(fault.Invalid, "tar stream has more than %d entries", maxEntries)
+		if entries++; entries > in.most {
+			return entries, fault.New(fault.Invalid, "tar stream has more than %d entries", in.most)
 		}
-		out, err := entry(hdr)
+		refined, err := entry(hdr)
 		if err == nil {
-			err = tw.WriteHeader(out)
+			err = badStream(out.entry(refined, tr))
 		}
 		if err != nil {
 			return entries, fault.Context(err, "tar entry %q", short(hdr.Name))
-		}
-		if out.Typeflag != tar.TypeReg {
-			continue
-		}
-		if _, err := io.CopyBuffer(onlyWriter{tw}, onlyReader{tr}, buf); err != nil {
-			return entries, badStream(err)
 		}
 	}
 	// The tar reader takes the end of the stream for the end of the archive. Without the two zero blocks it was cut.
@@ -107,7 +108,7 @@ func refine(in *input, w io.Writer) (int, error) {
 	case n == maxTrailer:
 		return entries, fault.New(fault.Invalid, "tar stream goes on after its end marker")
 	}
-	return entries, tw.Close()
+	return entries, out.end()
 }
 
 // onlyReader and onlyWriter hide ReadFrom and WriteTo, so that io.CopyBuffer uses the buffer it is given.
@@ -127,6 +128,16 @@ func badStream(err error) error {
 	return err
 }
 
+// stamp is the time that the converter has to be given for t. It takes the low 34 bits of the seconds for what ext4
+// stores: a signed number of 32 bits, and two bits that count how often 2^32 is to be added. The same thing it is only
+// before 2038.
+func stamp(t time.Time) time.Time {
+	const first, last = -1 << 31, 0x27fffffff // the converter takes no later ones for what they are
+	seconds := min(max(t.Unix(), first), last)
+	low := int64(int32(seconds))
+	return time.Unix(seconds-low+int64(uint32(low)), int64(t.Nanosecond()))
+}
+
 // entry returns the header that the converter gets for hdr.
 func entry(hdr *tar.Header) (*tar.Header, error) {
 	name, err := cleanPath(hdr.Name)
@@ -136,9 +147,10 @@ func entry(hdr *tar.Header) (*tar.Header, error) {
 	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) > 1<<32-2 || int64(hdr.Gid) > 1<<32-2 {
 		return nil, fault.New(fault.Invalid, "owner %d:%d is out of range", hdr.Uid, hdr.Gid)
 	}
+	when := stamp(hdr.ModTime)
 	out := &tar.Header{
 		Typeflag: hdr.Typeflag, Name: name, Mode: hdr.Mode & 0o7777, Uid: hdr.Uid, Gid: hdr.Gid,
-		ModTime: hdr.ModTime, AccessTime: hdr.ModTime, ChangeTime: hdr.ModTime, Format: tar.FormatPAX,
+		ModTime: when, AccessTime: when, ChangeTime: when, Format: tar.FormatPAX,
 	}
 	switch hdr.Typeflag {
 	case tar.TypeReg, '\x00', tar.TypeCont, tar.TypeGNUSparse: // a sparse file is read with its holes filled
@@ -187,28 +199,36 @@ func cleanPath(name string) (string, error) {
 
 const xattrPrefix = "SCHILY.xattr."
 
-// xattrs returns the records of extended attributes, in the form in which they lie on the disk.
-func xattrs(records map[string]string) (map[string]string, error) {
-	out := maps.Clone(records)
-	maps.DeleteFunc(out, func(key, _ string) bool { return !strings.HasPrefix(key, xattrPrefix) })
-	for key, value := range out {
-		name := strings.TrimPrefix(key, xattrPrefix)
-		if name == "" || len(name) > maxName {
+// xattrs returns the records of extended attributes, in the form in which they lie on the disk. Those that Linux would
+// not take for a file on ext4 either are left out.
+func xattrs(records map[string]string) (out map[string]string, err error) {
+	for key, value := range records {
+		name, ok := strings.CutPrefix(key, xattrPrefix)
+		if !ok {
+			continue
+		}
+		if len(name) > maxName {
 			return nil, fault.New(fault.Invalid, "extended attribute %q has a bad name", short(name))
 		}
 		if name == "system.posix_acl_access" || name == "system.posix_acl_default" {
-			acl, err := diskACL(value)
-			if err != nil {
+			if value, err = diskACL(value); err != nil {
 				return nil, err
 			}
-			out[key] = acl
+		} else if namespace, rest, _ := strings.Cut(name, "."); !slices.Contains(namespaces, namespace) {
+			continue
+		} else if rest == "" {
+			return nil, fault.New(fault.Invalid, "extended attribute %q has a bad name", short(name))
 		}
-	}
-	if len(out) == 0 {
-		return nil, nil
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[key] = value
 	}
 	return out, nil
 }
+
+// namespaces of extended attributes that ext4 has.
+var namespaces = []string{"user", "trusted", "security"}
 
 // short cuts a name from the stream to what fits in a message.
 func short(name string) string {
