@@ -1,5 +1,5 @@
 // Command banger-agent is PID 1 of a banger guest. It runs from the initramfs, makes the guest's devices available and
-// then waits for the host to tell it which VM this is.
+// then waits for the host to tell it which VM this is. As any other process it is one of the agent's tools.
 //
 // Whatever goes wrong is said on the console and ends the machine: a guest without its agent is of no use, and its end
 // is what the host sees.
@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/agent"
 	"banger/internal/agent/machine"
+	"banger/internal/agent/tool"
 )
 
 // Pauses before the channel is opened again. Without a host it reports its end at once, again and again.
@@ -27,8 +28,7 @@ const (
 
 func main() {
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "banger-agent: error: it is the init program of a banger guest and runs as process 1 only")
-		os.Exit(1)
+		os.Exit(tool.Main(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	m := machine.New()
 	defer m.Reset()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"io"
 	"os"
 	"path/filepath"
@@ -79,8 +80,8 @@ const (
 // is to be another than the user's own. A number need not be in /etc/passwd. etc is the directory of the two files.
 func lookupAccount(etc, spec string) (account, error) {
 	user, group, hasGroup := strings.Cut(spec, ":")
-	passwd := readTable(filepath.Join(etc, "passwd"), passwdFields)
-	groups := readTable(filepath.Join(etc, "group"), groupFields)
+	passwd := readTable(filepath.Join(etc, "passwd"), passwdGID+1, passwdFields)
+	groups := readTable(filepath.Join(etc, "group"), groupGID+1, groupFields)
 
 	acc, err := findUser(passwd, user)
 	if err != nil {
@@ -117,17 +118,27 @@ func findUser(passwd [][]string, user string) (account, error) {
 				continue
 			}
 			if byName && line[passwdName] == user || !byName && numeric && uid == id {
-				return account{name: line[passwdName], uid: uid, gid: gid, home: line[passwdHome], shell: line[passwdShell]}, nil
+				home := cmp.Or(line[passwdHome], "/")
+				return account{name: line[passwdName], uid: uid, gid: gid, home: home, shell: line[passwdShell]}, nil
 			}
 		}
 	}
 	switch {
+	case user == "root" || numeric && id == 0: // an image without /etc/passwd has a root all the same
+		return account{name: "root", home: rootHome()}, nil
 	case numeric:
 		return account{uid: id, home: "/"}, nil
-	case user == "root": // an image without /etc/passwd has a root all the same
-		return account{name: "root", home: "/root"}, nil
 	}
 	return account{}, fault.New(fault.Invalid, "user %q does not exist in the guest", user)
+}
+
+// rootHome is root's home where nothing says which it is.
+func rootHome() string {
+	const home = "/root"
+	if info, err := os.Stat(home); err == nil && info.IsDir() {
+		return home
+	}
+	return "/"
 }
 
 // findGroup finds a group's number.
@@ -146,9 +157,10 @@ func findGroup(groups [][]string, group string) (uint32, error) {
 // maxTable bounds what is read of /etc/passwd and of /etc/group, which the guest's own users write.
 const maxTable = 4 << 20
 
-// readTable reads the lines of a colon-separated file that have the right number of fields. A file that is not there
-// has none, nor has what is no file: a pipe in its place must not hold up every command.
-func readTable(path string, fields int) [][]string {
+// readTable reads the lines of a colon-separated file that have at least so many fields, and fills them up to the right
+// number with empty ones: files that were written by hand for a small image end early. A file that is not there has no
+// lines, nor has what is no file: a pipe in its place must not hold up every command.
+func readTable(path string, least, fields int) [][]string {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil
@@ -163,9 +175,14 @@ func readTable(path string, fields int) [][]string {
 	}
 	var table [][]string
 	for line := range strings.Lines(string(data)) {
-		if f := strings.Split(strings.TrimRight(line, "\r\n"), ":"); len(f) == fields && f[0] != "" {
-			table = append(table, f)
+		f := strings.Split(strings.TrimRight(line, "\r\n"), ":")
+		if len(f) < least || len(f) > fields || f[0] == "" {
+			continue
 		}
+		for len(f) < fields {
+			f = append(f, "")
+		}
+		table = append(table, f)
 	}
 	return table
 }

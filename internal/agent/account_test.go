@@ -14,8 +14,8 @@ import (
 func TestLookupAccount(t *testing.T) {
 	etc := t.TempDir()
 	for name, content := range map[string]string{
-		"passwd": "# a comment\nroot:x:0:0:root:/root:/bin/bash\nbad:x:y:0::/:\nshort:x:1\ndev:x:1000:100:Dev:/home/dev:/bin/zsh\n4242:x:7:7::/seven:\n",
-		"group":  "root:x:0:\nusers:x:100:dev\nwheel:x:10:root,dev\nodd:x:z:dev\nsudo:x:27:devil\n",
+		"passwd": "# a comment\nroot:x:0:0:root:/root:/bin/bash\nbad:x:y:0::/:\nshort:x:1\nearly:x:77:78\nlong:x:1:1::/:/bin/sh:\ndev:x:1000:100:Dev:/home/dev:/bin/zsh\n4242:x:7:7::/seven:\n",
+		"group":  "root:x:0:\nusers:x:100:dev\nwheel:x:10:root,dev\nearly:x:79\nodd:x:z:dev\nsudo:x:27:devil\n",
 	} {
 		if err := os.WriteFile(filepath.Join(etc, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
@@ -34,6 +34,8 @@ func TestLookupAccount(t *testing.T) {
 		{"1000:0", devRoot},
 		{"root", account{name: "root", groups: []uint32{0, 10}, home: "/root", shell: "/bin/bash"}},
 		{"4242", account{name: "4242", uid: 7, gid: 7, groups: []uint32{7}, home: "/seven"}}, // a name before a number
+		{"early", account{name: "early", uid: 77, gid: 78, groups: []uint32{78}, home: "/"}},
+		{"early:early", account{name: "early", uid: 77, gid: 79, groups: []uint32{79}, home: "/"}},
 		{"555", account{uid: 555, groups: []uint32{0}, home: "/"}},
 		{"555:666", account{uid: 555, gid: 666, groups: []uint32{666}, home: "/"}},
 	} {
@@ -45,7 +47,7 @@ func TestLookupAccount(t *testing.T) {
 			t.Errorf("%s: %s", tc.spec, diff)
 		}
 	}
-	for _, spec := range []string{"nobody", "bad", "", "-1", "4294967295", "dev:nogroup", "dev:", "99999999999"} {
+	for _, spec := range []string{"nobody", "bad", "short", "long", "", "-1", "4294967295", "dev:nogroup", "dev:", "99999999999"} {
 		if got, err := lookupAccount(etc, spec); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%q: %+v, %v", spec, got, err)
 		}

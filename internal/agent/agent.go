@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/agent/tool"
 	"banger/internal/agentwire"
 	"banger/internal/fault"
 )
@@ -42,6 +43,12 @@ type System interface {
 	Grow(ctx context.Context, g agentwire.Grow) (agentwire.Grown, error)
 	// SetClock sets the clock.
 	SetClock(c agentwire.Clock) error
+}
+
+// Toolbox is a System that has the agent's own programs: see agentwire.ExecStart.Tool.
+type Toolbox interface {
+	// Tool makes everything ready for the program of that name and says how it is started.
+	Tool(name string) (tool.Program, error)
 }
 
 // Stream is one stream to the host: a yamux stream, a net.Conn or a pollable file. SetDeadline with a time in the past

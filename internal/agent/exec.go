@@ -58,12 +58,13 @@ func (s *Server) startCommand(config agentwire.Config, start agentwire.ExecStart
 	if err != nil {
 		return nil, err
 	}
+	defer p.tool.Close()
 	c := &command{server: s}
 	var theirs [3]*os.File
 	if start.TTY {
 		theirs, err = c.openTTY(p.uid, start)
 	} else {
-		theirs, err = c.openPipes(start.Stdin)
+		theirs, err = c.openPipes(p.uid, start.Stdin)
 	}
 	if err == nil {
 		c.pid, c.exited, err = s.reaper.start(func() (int, error) { return p.fork(theirs, start.TTY) })
@@ -91,8 +92,9 @@ func (c *command) openTTY(uid uint32, start agentwire.ExecStart) (theirs [3]*os.
 	return [3]*os.File{slave, slave, slave}, nil
 }
 
-// openPipes makes three pipes, or two if stdin is to be empty, and returns the command's ends.
-func (c *command) openPipes(stdin bool) (theirs [3]*os.File, err error) {
+// openPipes makes three pipes, or two if stdin is to be empty, and returns the command's ends. They belong to uid: a
+// program that is configured to log to /dev/stdout opens it anew, with its user's rights.
+func (c *command) openPipes(uid uint32, stdin bool) (theirs [3]*os.File, err error) {
 	if !stdin {
 		theirs[0], err = os.Open(os.DevNull)
 	} else {
@@ -109,6 +111,11 @@ func (c *command) openPipes(stdin bool) (theirs [3]*os.File, err error) {
 	}
 	if err != nil {
 		return theirs, fault.Wrap(fault.Exhausted, err, "pipes in the guest")
+	}
+	for _, f := range theirs {
+		if uid != 0 && (f != theirs[0] || stdin) {
+			_ = f.Chown(int(uid), -1) // not allowed, and no matter, where the agent is that user itself
+		}
 	}
 	return theirs, nil
 }

@@ -3,13 +3,16 @@ package agent
 import (
 	"cmp"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/agent/tool"
 	"banger/internal/agentwire"
 	"banger/internal/fault"
 )
@@ -19,7 +22,12 @@ const (
 	defaultPath  = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	defaultTerm  = "xterm"
 	defaultShell = "/bin/sh"
+
+	hintProgram = "banger vm run --image IMAGE -- /PATH/OF/PROGRAM"
 )
+
+// shells are tried for a user whose own is missing.
+var shells = []string{defaultShell, "/bin/bash", "/bin/ash", "/busybox/sh"}
 
 // plan is a command that was looked up and can be started.
 type plan struct {
@@ -29,10 +37,14 @@ type plan struct {
 	env  []string
 	cred *syscall.Credential
 	uid  uint32
+	tool tool.Program // whose files the command gets
 }
 
 // prepare works out what start means in this guest.
 func (s *Server) prepare(config agentwire.Config, start agentwire.ExecStart) (plan, error) {
+	if start.Tool != "" {
+		return s.prepareTool(start)
+	}
 	user := cmp.Or(start.User, config.User)
 	if user == "" {
 		user = uint32Text(uint32(os.Geteuid()))
@@ -49,15 +61,9 @@ func (s *Server) prepare(config agentwire.Config, start agentwire.ExecStart) (pl
 	if err != nil {
 		return plan{}, err
 	}
-	p := plan{argv: start.Argv, env: env.list(), cred: cred, uid: acc.uid, dir: cmp.Or(start.Workdir, config.Workdir)}
-	if p.dir == "" {
-		// A user whose home is missing or closed still gets a shell.
-		if p.dir = acc.home; checkDir(p.dir) != nil {
-			p.dir = "/"
-		}
-	}
-	if !filepath.IsAbs(p.dir) {
-		return plan{}, fault.New(fault.Invalid, "working directory %q is not an absolute path", p.dir)
+	p := plan{argv: start.Argv, env: env.list(), cred: cred, uid: acc.uid}
+	if p.dir, err = workdir(acc, config, start); err != nil {
+		return plan{}, err
 	}
 	if len(p.argv) == 0 {
 		return p.loginShell(acc)
@@ -69,20 +75,65 @@ func (s *Server) prepare(config agentwire.Config, start agentwire.ExecStart) (pl
 	return p, err
 }
 
+// prepareTool has the system make one of the agent's own programs ready.
+func (s *Server) prepareTool(start agentwire.ExecStart) (plan, error) {
+	box, ok := s.system.(Toolbox)
+	if !ok {
+		return plan{}, fault.New(fault.Unavailable, "the agent has no tools here")
+	}
+	if start.TTY || start.Stdin {
+		return plan{}, fault.New(fault.Invalid, "tool %s has neither a terminal nor an input", start.Tool)
+	}
+	program, err := box.Tool(start.Tool)
+	if err != nil {
+		return plan{}, err
+	}
+	p := plan{file: program.File, argv: slices.Concat(program.Args, start.Argv), dir: "/", tool: program}
+	p.env = []string{"PATH=" + defaultPath}
+	return p, nil
+}
+
+// workdir is where a command starts. What the request names has to be there, but in a build, where it is made as by a
+// Dockerfile's WORKDIR. What the configuration names was made when the guest was configured.
+func workdir(acc account, config agentwire.Config, start agentwire.ExecStart) (string, error) {
+	switch {
+	case start.Workdir != "":
+		if !filepath.IsAbs(start.Workdir) {
+			return "", fault.New(fault.Invalid, "working directory %q is not an absolute path", start.Workdir)
+		}
+		if config.Build {
+			_ = os.MkdirAll(start.Workdir, 0o755) // a failure shows when the command is to start there
+		}
+		return start.Workdir, nil
+	case config.Workdir != "":
+		return filepath.Join("/", config.Workdir), nil
+	case config.Build || checkDir(acc.home) != nil:
+		return "/", nil // a user whose home is missing or closed still gets a shell
+	}
+	return acc.home, nil
+}
+
 // loginShell completes the plan with the user's shell. The dash before its name is how a shell knows that it is one
 // for a login.
 func (p plan) loginShell(acc account) (plan, error) {
-	var err error
-	for _, shell := range []string{acc.shell, defaultShell} {
+	var denied error
+	for _, shell := range append([]string{acc.shell}, shells...) {
 		if !filepath.IsAbs(shell) {
 			continue
 		}
+		var err error
 		if p.file, err = findCommand(p.cred, shell, p.dir, ""); err == nil {
 			p.argv = []string{"-" + filepath.Base(shell)}
 			return p, nil
 		}
+		if denied == nil && !fault.Is(err, fault.NotFound) {
+			denied = err
+		}
 	}
-	return plan{}, err
+	if denied != nil {
+		return plan{}, denied
+	}
+	return plan{}, fault.New(fault.NotFound, "the image has no shell: say which program to run").WithHint(hintProgram)
 }
 
 // environ is an environment in the making: the last of equal keys wins, the order is that of first mention.
@@ -140,16 +191,41 @@ func (p plan) fork(files [3]*os.File, tty bool) (int, error) {
 		Env: p.env,
 		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: tty, Ctty: 0, Credential: p.cred},
 	}
-	for _, f := range files {
+	for _, f := range append(files[:], p.tool.Files...) {
 		attr.Files = append(attr.Files, f.Fd())
 	}
 	pid, err := syscall.ForkExec(p.file, p.argv, attr)
 	if errors.Is(err, syscall.ENOEXEC) {
-		// A script without a first line that names its interpreter is the shell's, as execvp has it.
-		argv := append([]string{defaultShell, p.file}, p.argv[1:]...)
-		pid, err = syscall.ForkExec(defaultShell, argv, attr)
+		return p.forkScript(attr)
 	}
 	return pid, explainFork(err, p.argv[0])
+}
+
+// forkScript starts a file that the kernel does not know how to execute: a script without a first line that names its
+// interpreter is the shell's, as execvp has it.
+func (p plan) forkScript(attr *syscall.ProcAttr) (int, error) {
+	if isBinary(p.file) {
+		return 0, fault.New(fault.Denied, "%s is a program for another kind of processor", p.argv[0])
+	}
+	argv := append([]string{defaultShell, p.file}, p.argv[1:]...)
+	pid, err := syscall.ForkExec(defaultShell, argv, attr)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, fault.New(fault.NotFound, "%s is a script that names no interpreter, and the image has no shell", p.argv[0]).
+			WithHint(hintProgram)
+	}
+	return pid, explainFork(err, p.argv[0])
+}
+
+// isBinary reports whether the file is in the format of programs.
+func isBinary(file string) bool {
+	f, err := os.Open(file)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	var magic [4]byte
+	_, err = io.ReadFull(f, magic[:])
+	return err == nil && string(magic[:]) == "\x7fELF"
 }
 
 // explainFork gives an error of fork or exec its class.

@@ -68,11 +68,13 @@ type Config struct {
 	Network *Network `json:"network,omitempty"`
 	Env     []string `json:"env,omitempty"` // KEY=VALUE, for every command
 	User    string   `json:"user,omitempty"`
-	Workdir string   `json:"workdir,omitempty"`
+	Workdir string   `json:"workdir,omitempty"` // made if the image has none
 
-	// Build makes a guest whose changes are to become an image: the whole root is one overlay (no directories that live
-	// on the data disk itself), and what depends on the VM (hostname, hosts, resolv.conf, machine-id) is mounted over the
-	// image's files instead of being written to them.
+	// Build makes a guest whose changes are to become an image. The whole root is one overlay (no directories that live
+	// on the data disk itself); what depends on the VM (hostname, hosts, resolv.conf) is mounted over the image's files
+	// instead of being written to them; nothing of the agent's is ever part of a change. Where nothing else is said, a
+	// command finds what a container's would: no tmpfs on /run and /tmp, no machine-id that the image does not have, /
+	// as working directory. Nothing in it is written to last: its data disk is of no use to another guest.
 	Build bool `json:"build,omitempty"`
 
 	// ResetRoot, if it is not empty, makes the agent drop what was changed in the image's part of the root file system
@@ -107,7 +109,7 @@ type Configured struct {
 type ExecStart struct {
 	Argv    []string `json:"argv"` // empty: the user's login shell
 	User    string   `json:"user,omitempty"`
-	Workdir string   `json:"workdir,omitempty"`
+	Workdir string   `json:"workdir,omitempty"` // has to be there, but in a guest of Config.Build, where it is made
 	Env     []string `json:"env,omitempty"`
 	TTY     bool     `json:"tty,omitempty"`
 	Rows    uint16   `json:"rows,omitempty"`
@@ -115,16 +117,21 @@ type ExecStart struct {
 	Stdin   bool     `json:"stdin,omitempty"` // false: /dev/null
 
 	// Tool, if it is not empty, runs one of the agent's own programs with Argv as its arguments, as root: ToolArchive or
-	// ToolChanges.
+	// ToolChanges, which have no arguments, no terminal and no stdin. The rest of the fields is not heeded.
 	Tool string `json:"tool,omitempty"`
 }
 
-// The agent's own programs. Each writes a tar stream (PAX, with extended attributes and hard links) to stdout, messages
-// to stderr, and exits 0 only if the stream is complete.
+// The agent's own programs. Each writes a tar stream (PAX, with extended attributes and hard links, without sockets, in
+// the order of the names) to stdout, messages to stderr, and exits 0 only if the stream is complete. Holes of sparse
+// files are zeroes: the specification of OCI layers advises against anything else.
 const (
-	ToolArchive = "archive" // the image's root file system as it is on the disk, without anything of this VM
+	// ToolArchive is the image's root file system as it is on the disk, without anything of this VM, the root ("./")
+	// first.
+	ToolArchive = "archive"
 	// ToolChanges is what a guest of Config.Build has changed in it since it was configured, as an OCI layer: whiteouts
-	// (.wh.NAME) and opaque directories (.wh..wh..opq) say what was removed.
+	// (.wh.NAME) and opaque directories (.wh..wh..opq), before their siblings, say what was removed. The root is in it
+	// only if its mode, owner or attributes were changed. Every other process of the guest is killed first. In any other
+	// guest it is a Fault of class conflict.
 	ToolChanges = "changes"
 )
 

@@ -64,6 +64,7 @@ func execStart(m *bangerv1.ExecStart) (agentwire.ExecStart, error) {
 	return agentwire.ExecStart{
 		Argv: m.GetArgv(), User: m.GetUser(), Workdir: m.GetWorkdir(), Env: m.GetEnv(),
 		TTY: m.GetTty(), Rows: uint16(rows), Cols: uint16(cols), Stdin: m.GetStdin(),
+		Tool: m.GetTool(),
 	}, nil
 }
 

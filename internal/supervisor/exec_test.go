@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/rpc"
@@ -462,5 +464,19 @@ func TestExecOnALostLinkFailsAtOnce(t *testing.T) {
 	}
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+func TestExecStartPassesEverythingOn(t *testing.T) {
+	got, err := execStart(&bangerv1.ExecStart{
+		Argv: []string{"a"}, User: "u", Workdir: "/w", Env: []string{"K=V"}, Tty: true, Stdin: true, Tool: agentwire.ToolArchive,
+		Size: &bangerv1.TerminalSize{Rows: 3, Cols: 4},
+	})
+	want := agentwire.ExecStart{
+		Argv: []string{"a"}, User: "u", Workdir: "/w", Env: []string{"K=V"}, TTY: true, Stdin: true, Tool: agentwire.ToolArchive,
+		Rows: 3, Cols: 4,
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v\n%s", err, diff)
 	}
 }

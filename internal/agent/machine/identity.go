@@ -3,6 +3,7 @@ package machine
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -65,44 +66,50 @@ func addEntropy(entropy []byte) error {
 // hostsMark ends the lines of /etc/hosts that are banger's: they are replaced, the others are the user's.
 const hostsMark = "# banger"
 
-// writeFiles writes what depends on the VM into /etc, and what an image may lack.
-func writeFiles(config agentwire.Config) error {
-	if err := os.MkdirAll("/etc", 0o755); err != nil {
-		return err
+// writeFiles writes what depends on the VM into /etc, and what an image may lack. What cannot be written, because the
+// image has a directory in its place or the disk is full, does not keep a guest from starting: it is where that can be
+// mended.
+func (m *Machine) writeFiles(config agentwire.Config) error {
+	if config.Build {
+		m.mountBuildFiles(config)
+		return nil
 	}
-	files := []struct {
+	if err := makeDir("/etc", 0o755); err != nil {
+		m.Error("no place for /etc: " + err.Error())
+		return nil
+	}
+	type file struct {
 		path    string
 		content func(old string) string
-	}{
+	}
+	files := []file{
 		{"/etc/hostname", func(string) string { return config.Hostname + "\n" }},
 		{"/etc/hosts", func(old string) string { return hosts(old, config.Hostname) }},
 		{"/etc/passwd", func(old string) string { return withRoot(old, "root:x:0:0:root:/root:/bin/sh\n") }},
 		{"/etc/group", func(old string) string { return withRoot(old, "root:x:0:\n") }},
 	}
+	if config.MachineID != "" {
+		files = append(files, file{"/etc/machine-id", func(string) string { return config.MachineID + "\n" }})
+	}
+	if config.Network != nil && len(config.Network.DNS) > 0 {
+		files = append(files, file{"/etc/resolv.conf", func(string) string { return resolvConf(config.Network) }})
+	}
 	for _, f := range files {
 		if err := rewrite(f.path, f.content); err != nil {
-			return err
+			m.Error(err.Error())
 		}
 	}
-	if config.MachineID != "" {
-		if err := rewrite("/etc/machine-id", func(string) string { return config.MachineID + "\n" }); err != nil {
-			return err
-		}
-	}
-	if config.Network == nil || len(config.Network.DNS) == 0 {
-		return nil
-	}
-	return rewrite("/etc/resolv.conf", func(string) string { return resolvConf(config.Network) })
+	return nil
 }
 
 // rewrite replaces a file if its content is to change. A symbolic link, which may dangle, becomes a file.
 func rewrite(path string, content func(old string) string) error {
-	old, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	old, err := readSmall(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ELOOP) {
 		return err
 	}
-	text := content(string(old))
-	if err == nil && text == string(old) {
+	text := content(old)
+	if err == nil && text == old {
 		return nil
 	}
 	temp := path + ".banger"
@@ -110,9 +117,33 @@ func rewrite(path string, content func(old string) string) error {
 		return err
 	}
 	if err := os.Rename(temp, path); err != nil {
+		_ = os.Remove(temp)
 		return fault.Wrap(fault.Internal, err, "write %s", path)
 	}
 	return nil
+}
+
+// maxSmall bounds what is read of a file that the image or its users may have made.
+const maxSmall = 32 << 20
+
+// readSmall reads a regular file. What is none is fs.ErrNotExist: a pipe or an endless device must not hold up the guest.
+func readSmall(path string) (string, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return "", err
+	case !info.Mode().IsRegular():
+		return "", &os.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
+	case info.Size() > maxSmall:
+		return "", &os.PathError{Op: "read", Path: path, Err: unix.EFBIG}
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxSmall))
+	return string(data), err
 }
 
 // hosts brings the host name into /etc/hosts and keeps the user's lines.

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 )
 
@@ -34,21 +36,28 @@ const keepDir = "keep"
 
 // mountKeeps mounts the kept directories. Those that the data disk does not have yet it gets from the image, all or
 // nothing for each: a copy has its real name only when it is complete on the disk.
-func (m *Machine) mountKeeps(user string) error {
+func (m *Machine) mountKeeps(config agentwire.Config) error {
+	if config.Build {
+		return nil
+	}
 	base := filepath.Join("/proc/self/fd", strconv.Itoa(m.data), keepDir)
 	if err := os.MkdirAll(base, 0o755); err != nil {
 		return err
 	}
-	var fresh []keep
+	var usable, fresh []keep
 	for _, k := range keeps() {
 		made, err := k.ensure()
+		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ELOOP) {
+			continue // there is a file in the way, and it stays
+		}
 		if err != nil {
 			return err
 		}
+		usable = append(usable, k)
 		if _, err := os.Lstat(filepath.Join(base, k.name)); err == nil {
 			continue
 		}
-		if err := k.copyTo(base, made, user); err != nil {
+		if err := k.copyTo(base, made, config.User); err != nil {
 			return fault.Wrap(fault.Internal, err, "copy %s of the image", k.path)
 		}
 		fresh = append(fresh, k)
@@ -63,7 +72,7 @@ func (m *Machine) mountKeeps(user string) error {
 			}
 		}
 	}
-	for _, k := range keeps() {
+	for _, k := range usable {
 		if err := bind(m.data, keepDir+"/"+k.name, k.path); err != nil {
 			return err
 		}
@@ -73,7 +82,7 @@ func (m *Machine) mountKeeps(user string) error {
 
 // ensure makes the directory to mount on. It reports whether the image had none.
 func (k keep) ensure() (made bool, err error) {
-	if info, err := os.Stat(k.path); err == nil && info.IsDir() {
+	if isDir(k.path) {
 		return false, nil
 	}
 	return true, makeDir(k.path, k.mode)

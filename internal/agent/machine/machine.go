@@ -9,6 +9,8 @@
 //	data:keep/NAME               /root, /home, /workspace, /var/lib/docker: see keeps
 //	modules (ext4, read-only)    /lib/modules/RELEASE
 //
+// A guest of Config.Build has no kept directories, and its root another layer: see build.go.
+//
 // The program that uses this package is PID 1 of a virtual machine. It must not be used anywhere else: it mounts,
 // kills and reboots.
 package machine
@@ -16,6 +18,7 @@ package machine
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -38,15 +41,16 @@ type Machine struct {
 	// initramfs are the files that nobody needs once the root is switched.
 	initramfs []string
 	// The roots of mounts that have no path any more once the root is switched; -1 before.
-	oldRoot, data, modules int
-	switched               bool
-	dataSerial             string // of the data disk
-	nic                    string // "" for none
+	oldRoot, image, data, modules int
+	build                         int // the tmpfs of a build, -1 in other guests
+	switched                      bool
+	dataSerial                    string // of the data disk
+	nic                           string // "" for none
 }
 
 // New returns the machine of this process, which is PID 1.
 func New() *Machine {
-	m := &Machine{oldRoot: -1, data: -1, modules: -1}
+	m := &Machine{oldRoot: -1, image: -1, data: -1, modules: -1, build: -1}
 	m.settling = time.AfterFunc(time.Hour, m.settle)
 	m.settling.Stop()
 	return m
@@ -85,12 +89,13 @@ func (m *Machine) Configure(ctx context.Context, config agentwire.Config) (agent
 	result := agentwire.Configured{Millis: map[string]int64{}}
 	for _, s := range []step{
 		{"identity", func() error { return setIdentity(config) }},
-		{"disks", func() error { return m.mountDisks(ctx, config.Disks, config.ResetRoot) }},
+		{"disks", func() error { return m.mountDisks(ctx, config) }},
 		{"root", m.switchRoot},
-		{"system", mountSystem},
-		{"keep", func() error { return m.mountKeeps(config.User) }},
-		{"modules", m.mountModules},
-		{"files", func() error { return writeFiles(config) }},
+		{"system", func() error { return mountSystem(config.Build) }},
+		{"keep", func() error { return m.mountKeeps(config) }},
+		{"modules", func() error { return m.mountModules(config.Build) }},
+		{"files", func() error { return m.writeFiles(config) }},
+		{"workdir", func() error { m.makeWorkdir(config.Workdir); return nil }},
 		{"network", func() error { return m.setNetwork(ctx, config.Network) }},
 	} {
 		began := time.Now()
@@ -100,6 +105,16 @@ func (m *Machine) Configure(ctx context.Context, config agentwire.Config) (agent
 		result.Millis[s.name] = time.Since(began).Milliseconds()
 	}
 	return result, nil
+}
+
+// makeWorkdir makes the directory that commands start in, as for a container, if the image has none.
+func (m *Machine) makeWorkdir(dir string) {
+	if dir == "" {
+		return
+	}
+	if err := makeDir(filepath.Join("/", dir), 0o755); err != nil {
+		m.Error("working directory: " + err.Error()) // as does every command that is to start there
+	}
 }
 
 // check refuses what would fail halfway.

@@ -30,13 +30,15 @@ func bootMounts() []mount {
 	}
 }
 
+const runDir = "/run"
+
 // systemMounts is what programs expect of a running system.
 func systemMounts() []mount {
 	return []mount{
 		{source: "devpts", target: "/dev/pts", fstype: "devpts", flags: unix.MS_NOSUID | unix.MS_NOEXEC, data: "gid=5,mode=620,ptmxmode=666"},
 		{source: "tmpfs", target: "/dev/shm", fstype: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=1777"},
 		{source: "mqueue", target: "/dev/mqueue", fstype: "mqueue", flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, optional: true},
-		{source: "tmpfs", target: "/run", fstype: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=0755"},
+		{source: "tmpfs", target: runDir, fstype: "tmpfs", flags: unix.MS_NOSUID | unix.MS_NODEV, data: "mode=0755"},
 		{source: "cgroup2", target: "/sys/fs/cgroup", fstype: "cgroup2", flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, data: "nsdelegate", optional: true},
 	}
 }
@@ -47,7 +49,7 @@ func (m mount) do() error {
 	if mode == 0 {
 		mode = 0o755
 	}
-	err := os.MkdirAll(m.target, mode)
+	err := makeDir(m.target, mode)
 	if err == nil {
 		err = unix.Mount(m.source, m.target, m.fstype, m.flags, m.data)
 	}

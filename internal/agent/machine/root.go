@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +19,10 @@ func (m *Machine) switchRoot() error {
 	}
 	for _, mnt := range bootMounts() {
 		target := rootDir + mnt.target
+		if info, err := os.Lstat(target); err == nil && !info.IsDir() {
+			// Followed, a symbolic link would lead out of the new root.
+			return fault.New(fault.Invalid, "in the image %s is no directory", mnt.target)
+		}
 		if err := os.MkdirAll(target, 0o755); err != nil {
 			return err
 		}
@@ -47,9 +50,13 @@ func (m *Machine) switchRoot() error {
 	return nil
 }
 
-// mountSystem mounts what programs expect and makes the links of /dev that the kernel leaves to others.
-func mountSystem() error {
+// mountSystem mounts what programs expect and makes the links of /dev that the kernel leaves to others. In a build
+// nothing is mounted or made where commands write what becomes part of the image.
+func mountSystem(build bool) error {
 	for _, mnt := range systemMounts() {
+		if build && mnt.target == runDir {
+			continue
+		}
 		if err := mnt.do(); err != nil {
 			return err
 		}
@@ -61,14 +68,17 @@ func mountSystem() error {
 			return err
 		}
 	}
-	for _, dir := range []string{"/tmp", "/run/lock"} {
+	// Everybody may ping.
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
+	if build {
+		return nil
+	}
+	for _, dir := range []string{"/tmp", runDir + "/lock"} {
 		if err := sticky(dir); err != nil {
 			return err
 		}
 	}
 	writeBackEarly()
-	// Everybody may ping.
-	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 2147483647"), 0)
 	return nil
 }
 
@@ -85,24 +95,8 @@ func sticky(dir string) error {
 	return os.Chmod(dir, mode)
 }
 
-// makeDir makes a directory and its parents. A symbolic link in its place gets what it points to.
-func makeDir(path string, mode os.FileMode) error {
-	err := os.MkdirAll(path, mode)
-	if err == nil {
-		return nil
-	}
-	target, linkErr := os.Readlink(path)
-	if linkErr != nil {
-		return err
-	}
-	if !filepath.IsAbs(target) {
-		target = filepath.Join(filepath.Dir(path), target)
-	}
-	return os.MkdirAll(target, mode)
-}
-
-// mountModules mounts the kernel's modules where modprobe looks for them.
-func (m *Machine) mountModules() error {
+// mountModules mounts the kernel's modules where modprobe looks for them. A build has a place for them or does without.
+func (m *Machine) mountModules(build bool) error {
 	if m.modules < 0 {
 		return nil
 	}
@@ -111,11 +105,12 @@ func (m *Machine) mountModules() error {
 		return err
 	}
 	dir := "/lib/modules/" + name
-	if err := makeDir("/lib", 0o755); err != nil {
-		return err
+	if build && !isDir(dir) {
+		return nil
 	}
 	if err := makeDir(dir, 0o755); err != nil {
-		return err
+		m.Error("no place for the kernel's modules: " + err.Error()) // an image with a file in the way has no modprobe
+		return nil
 	}
 	return bind(m.modules, "", dir)
 }

@@ -17,7 +17,7 @@ func (m *Machine) Settle() { m.settling.Reset(settleDelay) }
 func (m *Machine) settle() {
 	m.mu.Lock() // Shutdown, which would wait here, syncs as well
 	defer m.mu.Unlock()
-	if m.data < 0 {
+	if m.data < 0 || m.build >= 0 { // what a build wrote is fetched, or lost with the guest
 		return
 	}
 	fd, err := m.openData()
