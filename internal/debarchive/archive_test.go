@@ -170,6 +170,30 @@ func TestEverythingIsVerified(t *testing.T) {
 	}
 }
 
+// Backports have a name of their own, and nothing else may go by it.
+func TestBackportsAreVerifiedToo(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		suite  string
+		origin string
+		class  fault.Class
+		text   string
+	}{
+		{name: "good", suite: "bookworm-backports", origin: "Debian Backports"},
+		{name: "another origin", suite: "bookworm-backports", class: fault.NotFound, text: "no suite bookworm-backports"},
+		{name: "not there", suite: "bookworm", class: fault.NotFound, text: "no suite bookworm-backports"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := debarchivetest.New(t)
+			s := suite()
+			s.Name, s.Origin = tc.suite, tc.origin
+			m.Publish(s)
+			_, err := get(t, debarchive.Options{Mirror: m.URI(), Keyring: m.Keyring, Backports: true})
+			check(t, err, tc.class, tc.text)
+		})
+	}
+}
+
 func rename(t *testing.T, from, to string) {
 	t.Helper()
 	if err := os.Rename(from, to); err != nil {

@@ -29,20 +29,20 @@ const DefaultStall = 30 * time.Second
 
 // Options of New. The zero value is what a user's machine needs.
 type Options struct {
-	Mirror   string           // base URI of the archive, instead of the host's apt configuration
-	Keyring  string           // file of keys, instead of the one that the source or Debian has
-	HostRoot string           // where etc/apt is; empty: /
-	Stall    time.Duration    // 0: DefaultStall
-	Backoff  []time.Duration  // pauses between attempts; nil: a default
-	Now      func() time.Time // nil: time.Now
+	Mirror    string           // base URI of the archive, instead of the host's apt configuration
+	Keyring   string           // file of keys, instead of the one that the source or Debian has
+	HostRoot  string           // where etc/apt is; empty: /
+	Backports bool             // the release's backports instead of the release with its updates
+	Stall     time.Duration    // 0: DefaultStall
+	Backoff   []time.Duration  // pauses between attempts; nil: a default
+	Now       func() time.Time // nil: time.Now
 }
 
 // Archive is what one distribution release offers on this host. It is safe for concurrent use.
 type Archive struct {
-	codename string
-	suites   [][]repo // the candidates for each suite, the release's own suite first
-	fetch    *fetcher
-	now      func() time.Time
+	suites [][]repo // the candidates for each suite, the one that must be there first
+	fetch  *fetcher
+	now    func() time.Time
 }
 
 // Open finds the mirrors of the Debian release with that codename. It reads configuration only; a host without any
@@ -62,7 +62,7 @@ func Open(ctx context.Context, codename string, opt Options) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Archive{codename: codename, suites: suites, fetch: newFetcher(opt, conf), now: opt.Now}, nil
+	return &Archive{suites: suites, fetch: newFetcher(opt, conf), now: opt.Now}, nil
 }
 
 // Mirrors lists the base URI and suite of everything that would be asked, without credentials.
@@ -82,7 +82,7 @@ func (a *Archive) Packages(ctx context.Context, arch string, keep func(name stri
 	g, ctx := errgroup.WithContext(ctx)
 	for i, candidates := range a.suites {
 		g.Go(func() (err error) {
-			found[i], err = a.suitePackages(ctx, candidates, arch, keep)
+			found[i], err = a.suitePackages(ctx, candidates, i == 0, arch, keep)
 			return err
 		})
 	}
@@ -93,10 +93,10 @@ func (a *Archive) Packages(ctx context.Context, arch string, keep func(name stri
 }
 
 // suitePackages asks the candidates for one suite until one of them is Debian's. Another vendor's archive may have the
-// same suite name and is passed over. The updates and security suites may be missing from a mirror that was only
+// same suite name and is passed over. The first suite is required. The updates and security suites may be missing from a mirror that was only
 // guessed to have them, but one that the host uses and that does not answer or verify is a failure: falling back to
 // what is older would let anyone on the way choose a kernel with known holes.
-func (a *Archive) suitePackages(ctx context.Context, candidates []repo, arch string, keep func(string) bool) ([]Package, error) {
+func (a *Archive) suitePackages(ctx context.Context, candidates []repo, required bool, arch string, keep func(string) bool) ([]Package, error) {
 	var failure, absent error
 	for _, r := range candidates {
 		pkgs, err := a.repoPackages(ctx, r, arch, keep)
@@ -111,8 +111,8 @@ func (a *Archive) suitePackages(ctx context.Context, candidates []repo, arch str
 			failure = cmp.Or(failure, err)
 		}
 	}
-	if failure == nil && candidates[0].suite == a.codename {
-		failure = absent
+	if failure == nil && required {
+		return nil, fault.Context(absent, "no suite %s of Debian's", candidates[0].suite)
 	}
 	return nil, failure
 }

@@ -65,8 +65,12 @@ func (a *Archive) release(ctx context.Context, r repo) (release, error) {
 
 // check refuses a release that is not the wanted one: the right signature on the wrong or an outdated file.
 func (rel release) check(r repo, now time.Time) error {
+	vendor := "Debian"
+	if strings.HasSuffix(r.suite, backports) {
+		vendor = "Debian Backports"
+	}
 	switch {
-	case rel.origin != "Debian":
+	case rel.origin != vendor:
 		return fault.Wrap(fault.NotFound, errOtherVendor, "origin %q", rel.origin)
 	case rel.suite != r.suite && rel.codename != r.suite:
 		return fault.New(fault.Denied, "InRelease is of suite %q (%q)", rel.codename, rel.suite)

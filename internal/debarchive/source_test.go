@@ -98,11 +98,12 @@ Signed-By:
 
 func TestOpenChoosesMirrors(t *testing.T) {
 	for _, tc := range []struct {
-		name   string
-		list   string
-		mirror string
-		want   []string // each suite's candidates in one line
-		class  fault.Class
+		name      string
+		list      string
+		mirror    string
+		backports bool
+		want      []string // each suite's candidates in one line
+		class     fault.Class
 	}{
 		{
 			name: "the release itself",
@@ -136,12 +137,26 @@ func TestOpenChoosesMirrors(t *testing.T) {
 			name: "configured mirror only", list: "deb http://a.test/debian bookworm main\n", mirror: "https://m.test/x/",
 			want: []string{"https://m.test/x bookworm", "https://m.test/x bookworm-updates", "https://m.test/x bookworm-security"},
 		},
+		{
+			name: "backports, where the host has them", backports: true,
+			list: "deb http://a.test/debian trixie main\ndeb http://s.test/s bookworm-security main\n" +
+				"deb http://c.test/debian trixie-backports main\ndeb http://b.test/debian bookworm-backports main\n",
+			want: []string{
+				"http://b.test/debian bookworm-backports", "http://c.test/debian bookworm-backports", "http://a.test/debian bookworm-backports",
+			},
+		},
+		{
+			name: "backports in the release's archive", backports: true, list: "deb http://a.test/debian bookworm main\n",
+			want: []string{"http://a.test/debian bookworm-backports"},
+		},
+		{name: "backports of a configured mirror", backports: true, mirror: "https://m.test/x", want: []string{"https://m.test/x bookworm-backports"}},
+		{name: "no archive for backports", backports: true, list: "deb http://s.test/s bookworm-security main\n", class: fault.Unavailable},
 		{name: "bad mirror", mirror: "ftp://m.test/", class: fault.Invalid},
 		{name: "mirror without a host", mirror: "http:///x", class: fault.Invalid},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			root := hostRoot(t, map[string]string{"etc/apt/sources.list": tc.list})
-			a, err := Open(t.Context(), "bookworm", Options{HostRoot: root, Mirror: tc.mirror})
+			a, err := Open(t.Context(), "bookworm", Options{HostRoot: root, Mirror: tc.mirror, Backports: tc.backports})
 			if tc.class != "" {
 				if !fault.Is(err, tc.class) || fault.HintOf(err) == "" {
 					t.Fatalf("error %v (hint %q), want one of class %s with a hint", err, fault.HintOf(err), tc.class)

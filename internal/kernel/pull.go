@@ -1,4 +1,5 @@
-// Package kernel gets guest kernels from a distribution's signed archive and lays them out for a VMM.
+// Package kernel gets guest kernels, from a distribution's signed archive (Pull) or from files of the host (Import), and
+// lays them out for a VMM.
 //
 // The package archive is verified as internal/debarchive describes. What is in the package is then taken apart in Go,
 // without root: the VMM loads the uncompressed kernel (which boots faster than one that unpacks itself), the whole tree
@@ -9,29 +10,29 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
-	"banger/internal/atomicfile"
 	"banger/internal/debarchive"
-	"banger/internal/ext4"
 	"banger/internal/fault"
 	"banger/internal/progress"
 )
 
-// stage is what every progress update of Pull carries.
-const stage = "kernel"
+// maxParts is how many packages one kernel may consist of. Debian has four.
+const maxParts = 16
 
 // PullOptions of Pull. Only Staging is required.
 type PullOptions struct {
 	Staging  string        // existing directory for the new kernel, on the file system that it will be published to
-	Arch     string        // Debian's name; empty: this host's
+	Arch     string        // Debian's name; empty: the entry's, else this host's
 	Mirror   string        // base URI of the archive (config key mirror.debian); empty: the host's apt configuration
 	Keyring  string        // file of the archive's keys; empty: the one that the source names, else Debian's
 	HostRoot string        // where the host's apt configuration is found; empty: /
@@ -42,52 +43,17 @@ type PullOptions struct {
 // Pull downloads the newest kernel of e, verifies and unpacks it. It returns the path of a new directory below
 // opt.Staging, for the caller to publish or remove, and what it holds. On failure nothing is left there.
 func Pull(ctx context.Context, e Entry, opt PullOptions) (stagedDir string, m Manifest, err error) {
-	if opt.Arch == "" {
-		opt.Arch = runtime.GOARCH // Debian and Go have the same names for those that banger runs on
-	}
+	// Debian and Go have the same names for the architectures that banger runs on.
+	opt.Arch = cmp.Or(opt.Arch, e.Arch, runtime.GOARCH)
 	depmod, err := findDepmod()
 	if err != nil {
 		return "", Manifest{}, err
 	}
-	dir, err := os.MkdirTemp(opt.Staging, "kernel-*")
-	if err != nil {
-		return "", Manifest{}, explain(err, opt.Staging)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
-		}
-	}()
-	p := puller{entry: e, opt: opt, dir: dir, work: filepath.Join(dir, "work"), depmod: depmod}
-	m, err = p.run(ctx)
-	if ctx.Err() != nil {
-		err = cancelled(ctx)
-	}
-	if err != nil {
-		return "", Manifest{}, fault.Context(explain(err, opt.Staging), "kernel %s", e.Name)
-	}
-	return dir, m, nil
+	return stage(ctx, opt.Staging, e.Name, func(dir, work string) (Manifest, error) {
+		p := puller{entry: e, opt: opt, dir: dir, work: work, depmod: depmod}
+		return p.run(ctx)
+	})
 }
-
-// cancelled returns why ctx ended. A cause without a class of its own gets that of the context.
-func cancelled(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if fault.Is(cause, fault.Internal) {
-		return fault.Wrap(fault.ClassOf(ctx.Err()), cause, "stopped")
-	}
-	return cause
-}
-
-// explain gives a full disk its class.
-func explain(err error, staging string) error {
-	if ext4.NoSpace(err) && !fault.Is(err, fault.Exhausted) {
-		return ext4.Exhausted(err, filepath.Join(staging, "the kernel"), spaceNeeded)
-	}
-	return err
-}
-
-// spaceNeeded is what a Debian cloud kernel takes while it is unpacked.
-const spaceNeeded = 400 << 20
 
 // puller is one run of Pull.
 type puller struct {
@@ -99,104 +65,142 @@ type puller struct {
 }
 
 func (p *puller) run(ctx context.Context) (Manifest, error) {
-	if err := os.Mkdir(p.work, 0o700); err != nil {
-		return Manifest{}, err
-	}
-	pkg, deb, err := p.download(ctx)
+	pkgs, debs, err := p.download(ctx)
 	if err != nil {
 		return Manifest{}, err
 	}
-	p.report("unpacking %s", pkg.Name)
-	tree, err := unpack(ctx, deb, p.work)
+	name := pkgs[0].Name
+	p.report("unpacking %s", name)
+	tree, err := unpack(ctx, debs, p.work)
 	if err != nil {
-		return Manifest{}, fault.Context(err, "unpack %s", pkg.Name)
+		return Manifest{}, fault.Context(err, "unpack %s", name)
 	}
-	if err := extractFile(tree.kernel, filepath.Join(p.dir, ImageFile)); err != nil {
-		return Manifest{}, fault.Context(err, "unpack %s", pkg.Name)
+	facts, err := extractFile(ctx, tree.kernel, filepath.Join(p.dir, ImageFile))
+	if err != nil {
+		return Manifest{}, fault.Context(err, "unpack %s", name)
+	}
+	if facts.arch != p.opt.Arch {
+		return Manifest{}, fault.New(fault.Invalid, "package %s has a kernel for %s", name, facts.arch)
 	}
 	p.report("indexing the modules of %s", tree.version)
 	if err := runDepmod(ctx, p.depmod, tree); err != nil {
 		return Manifest{}, err
 	}
-	order, err := copyBootModules(tree.modules, filepath.Join(p.dir, BootDir))
+	p.report("building the modules image")
+	m, err := layOut(ctx, tree, evidence{image: facts, trusted: true}, p.dir, false)
 	if err != nil {
 		return Manifest{}, err
 	}
-	p.report("building the modules image")
-	if err := writeModulesImage(ctx, tree, filepath.Join(p.dir, ModulesFile)); err != nil {
-		return Manifest{}, err
-	}
-	m := Manifest{
-		Layout: Layout, Name: p.entry.Name, Version: tree.version, Arch: p.opt.Arch,
-		Package: pkg.Name, PackageVersion: pkg.Version, Digest: "sha256:" + pkg.SHA256, Source: pkg.URI(),
-		BootModules: order, Created: time.Now().UTC().Truncate(time.Second),
-	}
-	if err := os.RemoveAll(p.work); err != nil {
-		return Manifest{}, err
-	}
-	return m, atomicfile.WriteJSON(filepath.Join(p.dir, ManifestFile), m)
+	m.Name, m.Origin, m.Source = p.entry.Name, p.entry.Origin(), pkgs[0].URI()
+	m.Package, m.PackageVersion, m.Digest = name, pkgs[0].Version, digestOf(pkgs)
+	return m, nil
 }
 
-// download finds the package and gets it.
-func (p *puller) download(ctx context.Context) (debarchive.Package, string, error) {
-	none := debarchive.Package{}
+// digestOf names what a kernel was made of: its package, or the list of them.
+func digestOf(pkgs []debarchive.Package) string {
+	if len(pkgs) == 1 {
+		return "sha256:" + pkgs[0].SHA256
+	}
+	h := sha256.New()
+	for _, p := range pkgs {
+		fmt.Fprintf(h, "%s\n", p.SHA256)
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// download finds the packages of the kernel, the one that is named after it first, and gets them.
+func (p *puller) download(ctx context.Context) (pkgs []debarchive.Package, debs []string, err error) {
 	meta, ok := p.entry.Package[p.opt.Arch]
 	if !ok {
-		return none, "", fault.New(fault.Invalid, "there is none for %s", p.opt.Arch).WithHint("banger kernel catalog")
+		return nil, nil, fault.New(fault.Invalid, "there is none for %s", p.opt.Arch).WithHint("banger kernel catalog")
 	}
 	archive, err := debarchive.Open(ctx, p.entry.Codename, debarchive.Options{
 		Mirror: p.opt.Mirror, Keyring: p.opt.Keyring, HostRoot: p.opt.HostRoot, Stall: p.opt.Stall,
+		Backports: p.entry.Backports,
 	})
 	if err != nil {
-		return none, "", err
+		return nil, nil, err
 	}
 	p.report("reading the index of the archive")
-	pkgs, err := archive.Packages(ctx, p.opt.Arch, func(name string) bool { return strings.HasPrefix(name, kernelPrefix) })
+	all, err := archive.Packages(ctx, p.opt.Arch, isKernelPackage)
 	if err != nil {
-		return none, "", err
+		return nil, nil, err
 	}
-	pkg, err := newestKernel(pkgs, meta)
-	if err != nil {
-		return none, "", fault.Context(err, "archive %s", strings.Join(archive.Mirrors(), ", "))
+	if pkgs, err = newestKernel(all, meta); err != nil {
+		return nil, nil, fault.Context(err, "archive %s", strings.Join(archive.Mirrors(), ", "))
 	}
-	deb := filepath.Join(p.work, "package.deb")
-	err = archive.Download(ctx, pkg, deb, func(done uint64) {
-		p.opt.Progress.Report(progress.Update{
-			Stage: stage, Message: "downloading " + pkg.Name, Done: done, Total: uint64(pkg.Size), Unit: "bytes",
+	var total, before uint64
+	for _, pkg := range pkgs {
+		total += uint64(pkg.Size)
+	}
+	for i, pkg := range pkgs {
+		deb := filepath.Join(p.work, fmt.Sprintf("package-%d.deb", i))
+		err := archive.Download(ctx, pkg, deb, func(done uint64) {
+			p.opt.Progress.Report(progress.Update{
+				Stage: stageName, Message: "downloading " + pkg.Name, Done: before + done, Total: total, Unit: "bytes",
+			})
 		})
-	})
-	return pkg, deb, err
+		if err != nil {
+			return nil, nil, err
+		}
+		debs, before = append(debs, deb), before+uint64(pkg.Size)
+	}
+	return pkgs, debs, nil
 }
 
 func (p *puller) report(format string, args ...any) {
-	p.opt.Progress.Report(progress.Update{Stage: stage, Message: fmt.Sprintf(format, args...)})
+	p.opt.Progress.Report(progress.Update{Stage: stageName, Message: fmt.Sprintf(format, args...)})
 }
 
-// kernelPrefix begins the names of all packages that matter: kernels, and the meta packages that depend on the newest.
+// kernelPrefix begins the names of kernels and of the meta packages that depend on the newest.
 const kernelPrefix = "linux-image-"
 
-// newestKernel follows the newest meta package to the kernel itself.
-func newestKernel(pkgs []debarchive.Package, meta string) (debarchive.Package, error) {
-	pkg, ok := debarchive.Newest(pkgs, meta, "")
-	for range 3 { // a meta package may depend on another one
-		if !ok {
-			return debarchive.Package{}, fault.New(fault.NotFound, "no package %s", meta)
+// isKernelPackage reports whether a package may be a kernel or a part of one. Since Linux 6.19 Debian has the kernel,
+// its modules and what is about both in packages of their own.
+func isKernelPackage(name string) bool {
+	for _, prefix := range []string{kernelPrefix, "linux-binary-", "linux-modules-", "linux-base-"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
 		}
-		i := indexKernel(pkg.Depends)
-		if i < 0 {
-			return pkg, nil
-		}
-		meta = pkg.Depends[i].Name
-		pkg, ok = debarchive.Newest(pkgs, meta, pkg.Depends[i].Version)
 	}
-	return debarchive.Package{}, fault.New(fault.Invalid, "package %s depends on ever more kernels", meta)
+	return false
 }
 
-func indexKernel(deps []debarchive.Dependency) int {
-	for i, d := range deps {
-		if strings.HasPrefix(d.Name, kernelPrefix) {
-			return i
+// newestKernel follows the newest meta package to the kernel itself and returns that with its parts.
+func newestKernel(all []debarchive.Package, meta string) ([]debarchive.Package, error) {
+	pkg, ok := debarchive.Newest(all, meta, "")
+	for range 3 { // a meta package may depend on another one
+		if !ok {
+			return nil, fault.New(fault.NotFound, "no package %s", meta)
+		}
+		i := slices.IndexFunc(pkg.Depends, func(d debarchive.Dependency) bool { return strings.HasPrefix(d.Name, kernelPrefix) })
+		if i < 0 {
+			return parts(all, pkg)
+		}
+		meta = pkg.Depends[i].Name
+		pkg, ok = debarchive.Newest(all, meta, pkg.Depends[i].Version)
+	}
+	return nil, fault.New(fault.Invalid, "package %s depends on ever more kernels", meta)
+}
+
+// parts returns pkg and all the packages of exactly the same kernel that it depends on.
+func parts(all []debarchive.Package, pkg debarchive.Package) ([]debarchive.Package, error) {
+	out := []debarchive.Package{pkg}
+	for i := 0; i < len(out); i++ {
+		for _, d := range out[i].Depends {
+			here := func(p debarchive.Package) bool { return p.Name == d.Name }
+			if d.Version == "" || !isKernelPackage(d.Name) || slices.ContainsFunc(out, here) {
+				continue
+			}
+			part, ok := debarchive.Newest(all, d.Name, d.Version)
+			switch {
+			case !ok:
+				return nil, fault.New(fault.NotFound, "no package %s (%s), which %s needs", d.Name, d.Version, out[i].Name)
+			case len(out) == maxParts:
+				return nil, fault.New(fault.Invalid, "package %s has more than %d parts", pkg.Name, maxParts)
+			}
+			out = append(out, part)
 		}
 	}
-	return -1
+	return out, nil
 }

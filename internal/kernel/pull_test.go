@@ -3,11 +3,15 @@ package kernel
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,7 +25,7 @@ import (
 	"banger/internal/progress"
 )
 
-const release = "6.1.0-9-cloud-amd64"
+const release = fakeRelease
 
 // fakeDepmod puts a depmod into PATH that knows the modules of the fake package.
 func fakeDepmod(t *testing.T, script string) {
@@ -38,12 +42,27 @@ echo 'kernel/virtio.ko.xz:' > modules.dep
 for m in virtio_mmio virtio_blk virtio_net virtio_console; do echo "kernel/$m.ko: kernel/virtio.ko.xz" >> modules.dep; done
 `
 
+// fakeConfig sets everything that banger needs but CONFIG_POSIX_MQUEUE. What can be a module is one.
+func fakeConfig() string {
+	var b strings.Builder
+	for _, n := range needs() {
+		value := "y"
+		if n.module != "" && n.module != "ext4" {
+			value = "m"
+		}
+		if n.option != "POSIX_MQUEUE" {
+			b.WriteString("CONFIG_" + n.option + "=" + value + "\n")
+		}
+	}
+	return b.String() + "# CONFIG_POSIX_MQUEUE is not set\nCONFIG_LOCALVERSION=\"-cloud\"\n"
+}
+
 func fakeFiles(t testing.TB) []debarchivetest.File {
-	plain := fakeKernel(pvh, 10_000)
+	plain := fakeKernel(pvhNote, 10_000)
 	modules := "./lib/modules/" + release
 	files := []debarchivetest.File{
 		{Name: "./boot/vmlinuz-" + release, Data: bzImage(withSize(lz4Blocks(t, plain), plain))},
-		{Name: "./boot/config-" + release, Data: []byte("CONFIG_X=y")},
+		{Name: "./boot/config-" + release, Data: []byte(fakeConfig())},
 		{Name: modules + "/build", Type: '2', Link: "/usr/src/x"},
 		{Name: modules + "/modules.builtin", Data: []byte("kernel/fs/overlay.ko\n")},
 		{Name: modules + "/kernel/virtio.ko.xz", Data: xzipped(t, []byte("\x7fELF virtio"))},
@@ -99,7 +118,8 @@ func TestPullMakesAKernelDirectory(t *testing.T) {
 	want := Manifest{
 		Layout: Layout, Name: Default, Version: release, Arch: "amd64", Package: "linux-image-" + release,
 		PackageVersion: "6.1.10-1", Digest: got.Digest, Source: "file://" + filepath.Join(m.Dir, fakeDeb),
-		BootModules: order, Created: got.Created,
+		Origin: "debian:bookworm", BootModules: order, Created: got.Created,
+		Missing: []string{"CONFIG_HW_RANDOM_VIRTIO (entropy from the host): it is a module, which is not there", "CONFIG_POSIX_MQUEUE (/dev/mqueue)"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" || !strings.HasPrefix(got.Digest, "sha256:") || got.Created.IsZero() {
 		t.Errorf("manifest %+v (-want +got)\n%s", got, diff)
@@ -114,7 +134,7 @@ func TestPullMakesAKernelDirectory(t *testing.T) {
 		t.Errorf("directory %s, last progress %+v", dir, last)
 	}
 	image, err := os.ReadFile(filepath.Join(dir, ImageFile))
-	if err != nil || !bytes.Equal(image, fakeKernel(pvh, 10_000)) {
+	if err != nil || !bytes.Equal(image, fakeKernel(pvhNote, 10_000)) {
 		t.Errorf("kernel of %d bytes, %v", len(image), err)
 	}
 	for _, module := range order {
@@ -174,15 +194,15 @@ func TestPullFailsCleanly(t *testing.T) {
 		{name: "a module is missing", files: without("virtio_blk"), class: fault.Invalid, text: "no module virtio_blk"},
 		{name: "a second kernel", files: with(debarchivetest.File{Name: "./boot/vmlinuz-7", Data: []byte("x")}), class: fault.Invalid, text: "second kernel"},
 		{name: "path outside", files: with(debarchivetest.File{Name: "./lib/modules/../../../../x", Data: []byte("x")}), class: fault.Denied, text: "outside of itself"},
-		{name: "same file twice", files: with(debarchivetest.File{Name: "usr/lib/modules/" + release + "/modules.builtin"}), class: fault.Invalid, text: "twice in one package"},
+		{name: "same file twice", files: with(debarchivetest.File{Name: "usr/lib/modules/" + release + "/modules.builtin"}), class: fault.Invalid, text: "there twice"},
 		{
-			name: "kernel cannot start", class: fault.Invalid, text: "no PVH entry point",
+			name: "kernel cannot start", class: fault.Invalid, text: "lacks CONFIG_PVH (entry point for virtual machines)",
 			files: func(files []debarchivetest.File) []debarchivetest.File {
-				return append(without("vmlinuz")(files), debarchivetest.File{Name: kernelFile, Data: fakeKernel(pvh+1, 1)})
+				return append(without("vmlinuz")(files), debarchivetest.File{Name: kernelFile, Data: fakeKernel(pvhNote+1, 1)})
 			},
 		},
 		{name: "depmod fails", depmod: "echo broken >&2; exit 3", class: fault.Internal, text: "depmod: broken"},
-		{name: "depmod finds nothing", depmod: `: > "$2/lib/modules/$3/modules.dep"`, class: fault.Invalid, text: "no module virtio_mmio"},
+		{name: "depmod finds nothing", depmod: `: > "$2/lib/modules/$3/modules.dep"`, class: fault.Unavailable, text: "does not know the compression of modules like virtio"},
 		{name: "unknown architecture", arch: "s390x", class: fault.Invalid, text: "none for s390x"},
 		{name: "not for this architecture", arch: "arm64", class: fault.NotFound, text: "arm64"},
 	} {
@@ -211,6 +231,145 @@ func TestPullFailsCleanly(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// A package that does not have the signed content is named, with both digests.
+func TestPullNamesWhatDiffers(t *testing.T) {
+	fakeDepmod(t, goodDepmod)
+	m := publish(t, fakeFiles(t))
+	sum := func() string {
+		data, err := os.ReadFile(filepath.Join(m.Dir, fakeDeb))
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest := sha256.Sum256(data)
+		return hex.EncodeToString(digest[:])
+	}
+	expected := sum()
+	m.Edit(fakeDeb, debarchivetest.Flip)
+	_, _, err := Pull(t.Context(), entry(t), PullOptions{Staging: t.TempDir(), Arch: "amd64", Mirror: m.URI(), Keyring: m.Keyring})
+	want := fmt.Sprintf("kernel debian-bookworm: %s/%s has sha256 %s, the archive signed %s", m.URI(), fakeDeb, sum(), expected)
+	if !fault.Is(err, fault.Denied) || err.Error() != want {
+		t.Errorf("error %v\nwant  %s", err, want)
+	}
+}
+
+// Newer kernels are in several packages: the kernel, its modules and what is about both.
+func TestPullAKernelInParts(t *testing.T) {
+	fakeDepmod(t, goodDepmod)
+	plain := fakeKernel(pvhNote, 1000)
+	modules := "./usr/lib/modules/" + release
+	part := map[string][]debarchivetest.File{
+		"linux-image": nil,
+		"linux-base": {
+			{Name: modules + "/config", Data: []byte(fakeConfig())}, {Name: modules + "/modules.builtin", Data: []byte("kernel/fs/overlay.ko\n")},
+			{Name: modules + "/System.map", Data: []byte("x")}, {Name: modules + "/dtb/x.dtb", Data: []byte("x")},
+		},
+		"linux-binary": {{Name: modules + "/vmlinuz", Data: bzImage(withSize(zstandard(t, plain), plain))}},
+	}
+	for _, f := range fakeFiles(t) {
+		if strings.HasPrefix(f.Name, "./lib/modules") && strings.Contains(f.Name, ".ko") {
+			f.Name = "./usr" + strings.TrimPrefix(f.Name, ".")
+			part["linux-modules"] = append(part["linux-modules"], f)
+		}
+	}
+	m := debarchivetest.New(t)
+	publish := func(names ...string) {
+		suite := debarchivetest.Suite{Name: "trixie-backports", Origin: "Debian Backports"}
+		for _, name := range names {
+			depends := fmt.Sprintf("kmod, linux-base-%s (= 7-1)", release)
+			if name == "linux-image" {
+				depends = fmt.Sprintf("dracut | x, linux-base-%[1]s (= 7-1), linux-binary-%[1]s (= 7-1), linux-modules-%[1]s (= 7-1)", release)
+			}
+			suite.Packages = append(suite.Packages, debarchivetest.Package{
+				Name: name + "-" + release, Version: "7-1", Depends: depends, Deb: debarchivetest.Deb{Files: part[name]}.Bytes(t),
+			})
+		}
+		suite.Packages = append(suite.Packages, debarchivetest.Package{
+			Name: "linux-image-cloud-amd64", Version: "7-1", Deb: []byte("x"),
+			Depends: "linux-base-cloud-amd64 (= 7-1), linux-image-" + release + " (= 7-1)",
+		})
+		m.Publish(suite)
+	}
+	e, err := Find("debian-trixie-backports")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opt := PullOptions{Staging: t.TempDir(), Arch: "amd64", Mirror: m.URI(), Keyring: m.Keyring}
+	publish("linux-base", "linux-binary", "linux-modules", "linux-image")
+	dir, got, err := Pull(t.Context(), e, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Origin != "debian:trixie-backports" || got.Package != "linux-image-"+release || got.Version != release || len(got.BootModules) != 5 || len(got.Digest) != 71 {
+		t.Errorf("manifest %+v", got)
+	}
+	if image, err := os.ReadFile(filepath.Join(dir, ImageFile)); err != nil || !bytes.Equal(image, plain) {
+		t.Errorf("kernel of %d bytes, %v", len(image), err)
+	}
+
+	publish("linux-base", "linux-binary", "linux-image")
+	_, _, err = Pull(t.Context(), e, opt)
+	if !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "no package linux-modules-"+release+" (7-1), which linux-image-"+release+" needs") {
+		t.Errorf("without a part: %v", err)
+	}
+	e.Codename = "bookworm" // which this mirror has no backports of
+	_, _, err = Pull(t.Context(), e, opt)
+	if !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "no suite bookworm-backports") {
+		t.Errorf("without the suite: %v", err)
+	}
+	if left := names(t, opt.Staging); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// The other architecture's kernel, by its name or by the option.
+func TestPullForAnotherArchitecture(t *testing.T) {
+	fakeDepmod(t, goodDepmod)
+	image := append(make([]byte, 0x38), "ARM\x64 and the rest of it: Linux version "+release+" (x@y)"...)
+	files := fakeFiles(t)
+	for i := range files {
+		if strings.Contains(files[i].Name, "vmlinuz") {
+			files[i].Data = zboot("gzip", gzipped(t, image))
+		}
+	}
+	m := debarchivetest.New(t)
+	m.Publish(debarchivetest.Suite{Name: "trixie", Arch: "arm64", Packages: []debarchivetest.Package{
+		{Name: "linux-image-" + release, Version: "1", Deb: debarchivetest.Deb{Files: files}.Bytes(t)},
+		{Name: "linux-image-cloud-arm64", Version: "1", Deb: []byte("x"), Depends: "linux-image-" + release + " (= 1)"},
+	}})
+	for name, arch := range map[string]string{"debian-trixie-arm64": "", "debian-trixie": "arm64"} {
+		e, err := Find(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, got, err := Pull(t.Context(), e, PullOptions{Staging: t.TempDir(), Arch: arch, Mirror: m.URI(), Keyring: m.Keyring})
+		if err != nil || got.Arch != "arm64" {
+			t.Fatalf("manifest %+v, %v", got, err)
+		}
+		if data, err := os.ReadFile(filepath.Join(dir, ImageFile)); err != nil || !bytes.Equal(data, image) {
+			t.Errorf("kernel of %d bytes, %v", len(data), err)
+		}
+	}
+}
+
+func TestCatalog(t *testing.T) {
+	var got []string
+	for _, e := range catalog("arm64") {
+		got = append(got, e.Name+" "+e.Arch+" "+e.Origin())
+	}
+	want := []string{
+		"debian-bookworm  debian:bookworm", "debian-trixie  debian:trixie",
+		"debian-bookworm-backports  debian:bookworm-backports", "debian-trixie-backports  debian:trixie-backports",
+		"debian-bookworm-amd64 amd64 debian:bookworm", "debian-trixie-amd64 amd64 debian:trixie",
+		"debian-bookworm-backports-amd64 amd64 debian:bookworm-backports", "debian-trixie-backports-amd64 amd64 debian:trixie-backports",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if e, err := Find(Default + "-" + runtime.GOARCH); err != nil || e.Name != Default {
+		t.Errorf("the default with this host's architecture: %+v, %v", e, err)
 	}
 }
 
@@ -297,44 +456,5 @@ func TestFullDiskHasItsClass(t *testing.T) {
 	err := explain(&os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, dir)
 	if !fault.Is(err, fault.Exhausted) || fault.HintOf(err) != "df -h "+filepath.Dir(dir) {
 		t.Errorf("error %v, hint %q", err, fault.HintOf(err))
-	}
-}
-
-// The real kernel from the mirror that this host uses.
-func TestPullRealKernel(t *testing.T) {
-	if os.Getenv("BANGER_TEST_VM") != "1" {
-		t.Skip("downloads a kernel: set BANGER_TEST_VM=1")
-	}
-	dir, m, err := Pull(t.Context(), entry(t), PullOptions{Staging: t.TempDir(), Progress: timed(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.Open(filepath.Join(dir, ImageFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if err := checkBootable(f); err != nil {
-		t.Error(err)
-	}
-	for _, module := range append([]string{"virtio_ring", "virtio"}, m.BootModules...) {
-		data, err := os.ReadFile(filepath.Join(dir, BootDir, module+".ko"))
-		if err != nil || !bytes.HasPrefix(data, []byte("\x7fELF")) {
-			t.Errorf("module %s has %d bytes, %v", module, len(data), err)
-		}
-	}
-	if used, err := ext4.Usage(filepath.Join(dir, ModulesFile)); err != nil || used < 20<<20 {
-		t.Errorf("modules image takes %d bytes, %v", used, err)
-	}
-}
-
-// timed logs when each step began.
-func timed(t *testing.T) progress.Func {
-	start, last := time.Now(), ""
-	return func(u progress.Update) {
-		if u.Message != last {
-			last = u.Message
-			t.Logf("%5d ms: %s", time.Since(start).Milliseconds(), u.Message)
-		}
 	}
 }

@@ -2,13 +2,13 @@ package kernel
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,30 +16,42 @@ import (
 	"banger/internal/fault"
 )
 
-// Limits on what a package may make this host write.
+// Limits on what a package, or a modules directory, may make this host write.
 const (
 	maxFile  = 512 << 20 // bytes of one file
 	maxTotal = 4 << 30   // bytes of all
+	maxFiles = 200_000
 )
 
-// tree is an unpacked kernel package.
+// tree is an unpacked kernel.
 type tree struct {
 	base    string    // has lib/modules/<version>
 	version string    // the kernel's release
-	kernel  string    // the file boot/vmlinuz-<version>
-	modules string    // base/lib/modules/<version>
+	kernel  string    // the file base/vmlinuz
+	modules string    // base/lib/modules/<version>; empty: the kernel has none
+	config  string    // file of its configuration; it may be missing
 	time    time.Time // of the kernel file
 }
 
-// unpack writes the kernel and the modules of the package to a new directory in work.
-func unpack(ctx context.Context, deb, work string) (tree, error) {
-	in, err := os.Open(deb)
-	if err != nil {
+// newTree makes the directory that depmod is pointed at. A depmod may be built to look below lib or below usr/lib.
+func newTree(base string) (tree, error) {
+	if err := os.MkdirAll(filepath.Join(base, "usr"), 0o755); err != nil {
 		return tree{}, err
 	}
-	defer in.Close()
-	t := tree{base: filepath.Join(work, "tree")}
-	if err := makeBase(t.base); err != nil {
+	return tree{base: base, kernel: filepath.Join(base, "vmlinuz")}, os.Symlink("../lib", filepath.Join(base, "usr", "lib"))
+}
+
+// setVersion is called when the release is known.
+func (t *tree) setVersion(version string) {
+	t.version = version
+	t.modules = filepath.Join(t.base, "lib", "modules", version)
+	t.config = filepath.Join(t.modules, "config")
+}
+
+// unpack writes the kernel and the modules of the packages to a new directory in work.
+func unpack(ctx context.Context, debs []string, work string) (tree, error) {
+	t, err := newTree(filepath.Join(work, "tree"))
+	if err != nil {
 		return tree{}, err
 	}
 	root, err := os.OpenRoot(t.base) // whatever a name says, nothing is written outside
@@ -47,53 +59,103 @@ func unpack(ctx context.Context, deb, work string) (tree, error) {
 		return tree{}, err
 	}
 	defer root.Close()
-	u := unpacker{ctx: ctx, root: root, tree: &t, left: maxTotal}
-	if err := debarchive.Unpack(in, u.visit); err != nil {
-		if ctx.Err() != nil {
-			return tree{}, context.Cause(ctx)
+	u := unpacker{ctx: ctx, root: root, tree: &t, left: maxTotal, modules: map[string]bool{}}
+	for _, deb := range debs {
+		if err := u.unpack(deb); err != nil {
+			return tree{}, err
 		}
-		return tree{}, err
 	}
-	return t, t.check()
-}
-
-// makeBase makes the directory that depmod is pointed at. A depmod may be built to look below lib or below usr/lib.
-func makeBase(base string) error {
-	if err := os.MkdirAll(filepath.Join(base, "usr"), 0o755); err != nil {
-		return err
-	}
-	return os.Symlink("../lib", filepath.Join(base, "usr", "lib"))
+	return t, u.check()
 }
 
 type unpacker struct {
-	ctx  context.Context // of one call of unpack
-	root *os.Root
-	tree *tree
-	left int64
+	ctx     context.Context // of one call of unpack
+	root    *os.Root
+	tree    *tree
+	left    int64
+	modules map[string]bool // releases that there were files of modules for
 }
 
-// visit keeps the kernel and the modules; nothing else of the package is needed. Links are left out: a kernel package
-// has them for module builders only ("build", "source").
+func (u *unpacker) unpack(deb string) error {
+	in, err := os.Open(deb)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	err = debarchive.Unpack(in, u.visit)
+	if u.ctx.Err() != nil {
+		return context.Cause(u.ctx)
+	}
+	return err
+}
+
+// visit keeps the kernel, its configuration and the modules; nothing else of a package is needed. Links are left out:
+// a kernel package has them for module builders only ("build", "source").
 func (u *unpacker) visit(h *tar.Header, r io.Reader) error {
 	if u.ctx.Err() != nil {
 		return context.Cause(u.ctx)
 	}
-	name := strings.TrimPrefix(h.Name, "usr/") // a merged /usr has both
-	version, isKernel := strings.CutPrefix(name, "boot/vmlinuz-")
-	switch {
-	case h.Typeflag != tar.TypeReg:
+	if h.Typeflag != tar.TypeReg {
 		return nil
-	case isKernel:
+	}
+	name := strings.TrimPrefix(h.Name, "usr/") // a merged /usr has both
+	kind, version := classify(name)
+	switch kind {
+	case kernelFile:
 		if u.tree.version != "" {
-			return fault.New(fault.Invalid, "a second kernel in one package")
+			return fault.New(fault.Invalid, "a second kernel")
 		}
-		u.tree.version, u.tree.time = version, h.ModTime
-		u.tree.kernel = filepath.Join(u.tree.base, name)
-		u.tree.modules = filepath.Join(u.tree.base, "lib", "modules", version)
-	case !strings.HasPrefix(name, "lib/modules/"):
+		u.tree.setVersion(version)
+		u.tree.time = h.ModTime
+		name = filepath.Base(u.tree.kernel)
+	case configFile:
+		name = "lib/modules/" + version + "/config"
+	case moduleFile:
+		u.modules[version] = true
+	case otherFile:
 		return nil
 	}
 	return u.write(name, h.Size, r)
+}
+
+// What a file of a kernel package is.
+const (
+	otherFile = iota
+	kernelFile
+	configFile
+	moduleFile
+)
+
+// classify tells by its name what a file is. Debian has kernels in /boot up to Linux 6.18, and below /lib/modules, with
+// what is about them, since then.
+func classify(name string) (kind int, version string) {
+	if version, ok := strings.CutPrefix(name, "boot/vmlinuz-"); ok {
+		return kernelFile, version
+	}
+	if version, ok := strings.CutPrefix(name, "boot/config-"); ok {
+		return configFile, version
+	}
+	rest, ok := strings.CutPrefix(name, "lib/modules/")
+	if !ok {
+		return otherFile, ""
+	}
+	version, file, _ := strings.Cut(rest, "/")
+	switch {
+	case file == "vmlinuz":
+		return kernelFile, version
+	case file == "config":
+		return configFile, version
+	case unwanted(file):
+		return otherFile, version
+	}
+	return moduleFile, version
+}
+
+// unwanted reports whether a file of a modules directory is of no use in a guest: links to sources, symbols, kernels and
+// hardware descriptions.
+func unwanted(file string) bool {
+	first, _, _ := strings.Cut(file, "/")
+	return slices.Contains([]string{"build", "source", "vmlinuz", "vmlinux", "System.map", "symvers.gz", "symvers.xz", "dtb", "vdso"}, first)
 }
 
 func (u *unpacker) write(name string, size int64, r io.Reader) error {
@@ -105,7 +167,7 @@ func (u *unpacker) write(name string, size int64, r io.Reader) error {
 	}
 	f, err := u.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return fault.New(fault.Invalid, "twice in one package")
+		return fault.New(fault.Invalid, "there twice")
 	}
 	if err != nil {
 		return err
@@ -114,40 +176,15 @@ func (u *unpacker) write(name string, size int64, r io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
-// check makes sure that the package was a kernel's.
-func (t tree) check() error {
-	if t.version == "" {
+// check makes sure that the packages were a kernel's.
+func (u *unpacker) check() error {
+	switch version := u.tree.version; {
+	case version == "":
 		return fault.New(fault.Invalid, "the package holds no kernel")
-	}
-	if strings.ContainsAny(t.version, "/ \n") {
-		return fault.New(fault.Invalid, "the package holds a kernel of version %q", t.version)
-	}
-	if _, err := os.Stat(t.modules); err != nil {
-		return fault.Wrap(fault.Invalid, err, "the package holds no modules for %s", t.version)
+	case strings.ContainsAny(version, "/ \n") || !filepath.IsLocal(version):
+		return fault.New(fault.Invalid, "the package holds a kernel of version %q", version)
+	case !u.modules[version]:
+		return fault.New(fault.Invalid, "the package holds no modules for %s", version)
 	}
 	return nil
-}
-
-// extractFile writes the kernel inside the boot file src to the new file dst.
-func extractFile(src, dst string) error {
-	image, err := os.ReadFile(src)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriterSize(f, 1<<20)
-	err = extract(image, w)
-	if err == nil {
-		err = w.Flush()
-	}
-	if err == nil {
-		err = checkBootable(f)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }

@@ -67,6 +67,7 @@ func (p Package) File() string { return fmt.Sprintf("pool/main/%s_%s.deb", p.Nam
 type Suite struct {
 	Name       string
 	Origin     string    // empty: Debian
+	Arch       string    // of its packages; empty: amd64
 	ValidUntil time.Time // zero: for ever
 	Forms      []string  // of Packages that are there: "", ".gz", ".xz"; nil: .gz and .xz
 	ByHashOnly bool      // Packages is there under its digest only
@@ -74,12 +75,15 @@ type Suite struct {
 	CoSigner   *Mirror // signs too, and first
 }
 
-// Publish writes the suite, its packages (for amd64) and the signature over all of it.
+// Publish writes the suite, its packages and the signature over all of it.
 func (m *Mirror) Publish(s Suite) {
 	m.t.Helper()
+	if s.Arch == "" {
+		s.Arch = "amd64"
+	}
 	var index strings.Builder
 	for _, p := range s.Packages {
-		fmt.Fprintf(&index, "Package: %s\nVersion: %s\nArchitecture: amd64\nDescription: a test\n of many lines\n", p.Name, p.Version)
+		fmt.Fprintf(&index, "Package: %s\nVersion: %s\nArchitecture: %s\nDescription: a test\n of many lines\n", p.Name, p.Version, s.Arch)
 		if p.Depends != "" {
 			fmt.Fprintf(&index, "Depends: %s\n", p.Depends)
 		}
@@ -103,17 +107,17 @@ func (m *Mirror) writeIndex(s Suite, index string, release *strings.Builder) {
 	if s.Forms == nil {
 		s.Forms = []string{".gz", ".xz"}
 	}
-	fmt.Fprintf(release, " %s %d main/binary-amd64/Packages\n", digest([]byte(index)), len(index))
+	dir := "main/binary-" + s.Arch + "/"
+	fmt.Fprintf(release, " %s %d %sPackages\n", digest([]byte(index)), len(index), dir)
 	for _, form := range s.Forms {
 		data := compress(m.t, form, []byte(index))
-		dir := "dists/" + s.Name + "/main/binary-amd64/"
 		if form != "" {
-			fmt.Fprintf(release, " %s %d main/binary-amd64/Packages%s\n", digest(data), len(data), form)
+			fmt.Fprintf(release, " %s %d %sPackages%s\n", digest(data), len(data), dir, form)
 		}
 		if s.ByHashOnly {
-			m.write(dir+"by-hash/SHA256/"+digest(data), data)
+			m.write("dists/"+s.Name+"/"+dir+"by-hash/SHA256/"+digest(data), data)
 		} else {
-			m.write(dir+"Packages"+form, data)
+			m.write("dists/"+s.Name+"/"+dir+"Packages"+form, data)
 		}
 	}
 }

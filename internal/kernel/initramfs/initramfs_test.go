@@ -163,6 +163,32 @@ func TestEnsureKeepsDifferentInputsApart(t *testing.T) {
 	}
 }
 
+// A kernel's own RAM disk comes first, filled up to where Linux looks for the next archive.
+func TestEnsurePutsTheKernelsOwnFirst(t *testing.T) {
+	dir, m := kernelDir(t)
+	m.Initrd, m.Digest = true, "sha256:56"
+	if err := os.WriteFile(filepath.Join(dir, kernel.InitrdFile), []byte("users"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path, err := Ensure(t.TempDir(), dir, m, []byte("agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(path)
+	if want := append([]byte("users\x00\x00\x00"), Build([]byte("agent"), modules())...); err != nil || !bytes.Equal(data, want) {
+		t.Errorf("%d bytes, %v, want %d", len(data), err, len(want))
+	}
+}
+
+func TestEnsureWithoutTheKernelsOwn(t *testing.T) {
+	dir, m := kernelDir(t)
+	m.Initrd, m.Origin, m.Source = true, kernel.OriginImport, "/boot/vmlinuz"
+	_, err := Ensure(t.TempDir(), dir, m, []byte("agent"))
+	if !fault.Is(err, fault.Conflict) || fault.HintOf(err) != "banger kernel import --force k /boot/vmlinuz" {
+		t.Errorf("error %v, hint %q", err, fault.HintOf(err))
+	}
+}
+
 func TestEnsureOfADamagedKernel(t *testing.T) {
 	dir, m := kernelDir(t)
 	if err := os.Remove(filepath.Join(dir, kernel.BootDir, "a.ko")); err != nil {
