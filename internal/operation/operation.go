@@ -72,9 +72,11 @@ type Registry[T any] struct {
 	closed bool               // no job may begin any more
 	ops    []*op[T]           // in the order they were begun
 	shared map[string]*job[T] // running jobs with a key that can still be joined
+	logged []*journal         // of the jobs that ended last
 }
 
 type job[T any] struct {
+	log      *journal // fixed; nil: it writes none
 	cancel   context.CancelCauseFunc
 	parties  map[*op[T]]bool // who still wants it
 	progress progress.Update
@@ -120,7 +122,7 @@ func New[T any]() *Registry[T] {
 
 // Begin starts the job, or joins the one with the same key that runs already, and returns the operation's id.
 func (r *Registry[T]) Begin(spec Spec, do Job[T]) (id string, err error) {
-	o, err := r.begin(spec, do, false)
+	o, err := r.begin(spec, do, nil, false)
 	if err != nil {
 		return "", err
 	}
@@ -131,7 +133,7 @@ func (r *Registry[T]) Begin(spec Spec, do Job[T]) (id string, err error) {
 // needs the outcome of another one. When ctx ends first, this party gives up.
 func (r *Registry[T]) Share(ctx context.Context, spec Spec, report progress.Func, do Job[T]) (T, error) {
 	var none T
-	o, err := r.begin(spec, do, true)
+	o, err := r.begin(spec, do, nil, true)
 	if err != nil {
 		return none, err
 	}
@@ -160,7 +162,7 @@ func (r *Registry[T]) Share(ctx context.Context, spec Spec, report progress.Func
 	}
 }
 
-func (r *Registry[T]) begin(spec Spec, do Job[T], hidden bool) (*op[T], error) {
+func (r *Registry[T]) begin(spec Spec, do Job[T], log *journal, hidden bool) (*op[T], error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -177,7 +179,7 @@ func (r *Registry[T]) begin(spec Spec, do Job[T], hidden bool) (*op[T], error) {
 		return o, nil
 	}
 	ctx, cancel := context.WithCancelCause(r.ctx)
-	j := &job[T]{cancel: cancel, parties: map[*op[T]]bool{o: true}}
+	j := &job[T]{log: log, cancel: cancel, parties: map[*op[T]]bool{o: true}}
 	o.job = j
 	if spec.Key != "" {
 		r.shared[spec.Key] = j
@@ -206,6 +208,7 @@ func (r *Registry[T]) run(ctx context.Context, key string, j *job[T], do Job[T])
 	if r.shared[key] == j {
 		delete(r.shared, key)
 	}
+	r.retire(j)
 	for o := range j.parties {
 		o.end(result, err)
 	}

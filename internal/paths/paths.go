@@ -20,6 +20,7 @@ const MaxSocketPath = 107
 const (
 	VMRecord         = "vm.json"         // what the VM is; enough to rebuild its row
 	VMDisk           = "disk.ext4"       // its writable disk
+	VMRoot           = "root.ext4"       // the root of a VM of the daemon's own that runs no image; read-only
 	VMConsole        = "console.log"     // what the guest kernel and agent wrote; rotated to console.log.1
 	VMSupervisorLog  = "supervisor.log"  // the supervisor's own log
 	VMSupervisorSpec = "supervisor.json" // what the supervisor is to start; written by the daemon before it spawns one
@@ -153,6 +154,15 @@ func (p Paths) Initramfs() string { return filepath.Join(p.Cache, "initramfs") }
 
 // Disks holds the formatted empty disks that VM disks are copied from.
 func (p Paths) Disks() string { return filepath.Join(p.Cache, "disks") }
+
+// Blobs is the content-addressed store of layers and of what is being downloaded for it.
+func (p Paths) Blobs() string { return filepath.Join(p.Cache, "blobs") }
+
+// BuildCache holds what the steps of builds have made, by the keys of the steps.
+func (p Paths) BuildCache() string { return filepath.Join(p.Cache, "build") }
+
+// Catalogs holds the image catalogs of other people, as they were fetched last.
+func (p Paths) Catalogs() string { return filepath.Join(p.Cache, "catalogs") }
 
 // digestDir turns "sha256:abc" into "sha256-abc", which is safe in a mount option, a PATH and an -o argument.
 func digestDir(digest string) string {

@@ -92,7 +92,11 @@ func (s *Store) record(ctx context.Context, tx *sql.Tx, e Event) error {
 	return err
 }
 
+// recordVM is record for a VM. What happens to the daemon's own ones is nobody's business.
 func (s *Store) recordVM(ctx context.Context, tx *sql.Tx, v VM, kind, message string) error {
+	if v.Hidden() {
+		return nil
+	}
 	return s.record(ctx, tx, Event{Kind: kind, ObjectID: string(v.ID), Object: string(v.Name()), Message: message})
 }
 

@@ -252,8 +252,8 @@ func writeForEver(path string) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	_ = s.PutArtifact(ctx, Artifact{Kind: Image, Name: "i", Digest: "sha256:i"})
-	_ = s.PutArtifact(ctx, Artifact{Kind: Kernel, Name: "k", Digest: "sha256:k"})
+	_ = s.PutArtifact(ctx, Artifact{Kind: Image, Name: "i", Digest: "sha256:i"}, Happened{Verb: "added"})
+	_ = s.PutArtifact(ctx, Artifact{Kind: Kernel, Name: "k", Digest: "sha256:k"}, Happened{Verb: "added"})
 	for i := 0; ; i++ {
 		name := fmt.Sprintf("vm-%s-%d", os.Getenv("BANGER_STORE_ROUND"), i)
 		if err := s.InsertVM(ctx, row(name, fmt.Sprintf("%s%011d", os.Getenv("BANGER_STORE_ROUND"), i))); err != nil {

@@ -49,6 +49,9 @@ type VM struct {
 // Name of the VM.
 func (v VM) Name() vm.Name { return v.Spec.Name }
 
+// Hidden reports whether it is one of the daemon's own.
+func (v VM) Hidden() bool { return v.Spec.Hidden() }
+
 // columns of a VM in the order of scan.
 const columns = `id, spec, machine_id, driver, image_digest, kernel_digest, kernel_version, made, created_ms,
 	state, reason, accelerator, supervisor_pid, vmm_pid, exit_code, started_ms, stopped_ms, active_ms, wanted, restarts,
@@ -73,13 +76,17 @@ func scan(row interface{ Scan(...any) error }) (v VM, err error) {
 }
 
 // InsertVM adds a VM in state created, not yet Made. A VM of the same name is a fault of class Exists. Its image and
-// kernel must be what their names stand for now: otherwise they may be about to be removed, and the fault is of class
-// Unavailable: resolve them again.
+// kernel must have a name, or a VM that uses them: otherwise they may be about to be removed, and the fault is of class
+// Unavailable: resolve them again. A VM of the daemon's own may have no image.
 func (s *Store) InsertVM(ctx context.Context, v VM) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
 		for kind, digest := range map[Kind]string{Image: v.ImageDigest, Kernel: v.KernelDigest} {
+			if digest == "" && v.Spec.Hidden() {
+				continue
+			}
 			var n int
-			err := tx.QueryRowContext(ctx, "SELECT count(*) FROM artifacts WHERE kind = ? AND digest = ?", kind, digest).Scan(&n)
+			err := tx.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM artifacts WHERE kind = ?1 AND digest = ?2)
+				+ (SELECT count(*) FROM vms WHERE `+kind.column()+` = ?2)`, kind, digest).Scan(&n)
 			if err != nil {
 				return err
 			}
@@ -178,24 +185,32 @@ func (s *Store) VMs(ctx context.Context) ([]VM, error) {
 }
 
 func (s *Store) query(ctx context.Context, query string, args ...any) ([]VM, error) {
-	rows, err := s.db.QueryContext(ctx, query, args...)
+	all, err := queryVMs(ctx, s.db, query, args...)
+	return all, s.wrap(err)
+}
+
+// queryVMs reads VMs, in a transaction or without one.
+func queryVMs(ctx context.Context, db interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}, query string, args ...any) ([]VM, error) {
+	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, s.wrap(err)
+		return nil, err
 	}
 	defer rows.Close()
 	var all []VM
 	for rows.Next() {
 		v, err := scan(rows)
 		if err != nil {
-			return nil, s.wrap(err)
+			return nil, err
 		}
 		all = append(all, v)
 	}
-	return all, s.wrap(rows.Err())
+	return all, rows.Err()
 }
 
 // FindVM returns the VM that a person means by ref: its exact id, its exact name, or a prefix of the id or the name
-// that fits no other VM.
+// that fits no other VM. One of the daemon's own VMs is found by its whole id or name only.
 func (s *Store) FindVM(ctx context.Context, ref string) (VM, error) {
 	if ref == "" {
 		return VM{}, fault.New(fault.Invalid, "the name of the vm is empty").WithHint("banger vm list")
@@ -213,6 +228,7 @@ func (s *Store) FindVM(ctx context.Context, ref string) (VM, error) {
 			return found[i], nil
 		}
 	}
+	found = slices.DeleteFunc(found, VM.Hidden)
 	switch len(found) {
 	case 0:
 		return VM{}, s.notFound(ctx, ref)
@@ -243,9 +259,11 @@ func (s *Store) notFound(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	names := make([]string, len(all))
-	for i, v := range all {
-		names[i] = string(v.Name())
+	var names []string
+	for _, v := range all {
+		if !v.Hidden() {
+			names = append(names, string(v.Name()))
+		}
 	}
 	if near := nearest.Of(ref, names); near != "" {
 		f.Message += ", did you mean " + near + "?"

@@ -54,7 +54,7 @@ func insert(t *testing.T, s *Store, name, id string) VM {
 	for kind, a := range map[Kind]Artifact{
 		Image: {Kind: Image, Name: "i", Digest: "sha256:i"}, Kernel: {Kind: Kernel, Name: "k", Digest: "sha256:k"},
 	} {
-		if err := s.PutArtifact(t.Context(), a); err != nil {
+		if err := s.PutArtifact(t.Context(), a, Happened{Verb: "added"}); err != nil {
 			t.Fatalf("%s: %v", kind, err)
 		}
 	}
@@ -126,14 +126,32 @@ func TestConcurrentInsertsOfOneNameLeaveOne(t *testing.T) {
 	}
 }
 
-func TestInsertNeedsTheImageAndKernelThatTheNamesStandFor(t *testing.T) {
+func TestInsertNeedsAnImageAndAKernelThatStay(t *testing.T) {
 	s := fresh(t)
 	insert(t, s, "dev", "000000000001")
-	if err := s.PutArtifact(t.Context(), Artifact{Kind: Image, Name: "i", Digest: "sha256:new"}); err != nil {
+	if err := s.PutArtifact(t.Context(), Artifact{Kind: Image, Name: "i", Digest: "sha256:new"}, Happened{Verb: "added"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.InsertVM(t.Context(), row("late", "000000000002")); !fault.Is(err, fault.Unavailable) {
+	gone, shared := row("gone", "000000000002"), row("shared", "000000000003")
+	gone.ImageDigest = "sha256:old"
+	if err := s.InsertVM(t.Context(), gone); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("err = %v", err)
+	}
+	// The name stands for another one now, but dev keeps this one here.
+	if err := s.InsertVM(t.Context(), shared); err != nil {
+		t.Errorf("err = %v", err)
+	}
+	if err := s.DeleteVM(t.Context(), shared.ID); err != nil {
+		t.Fatal(err)
+	}
+	rootless := row("build-1", "000000000004")
+	rootless.ImageDigest = ""
+	if err := s.InsertVM(t.Context(), rootless); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("a vm of a user's without an image: %v", err)
+	}
+	rootless.Spec.Purpose = vm.PurposeBuild
+	if err := s.InsertVM(t.Context(), rootless); err != nil {
+		t.Errorf("a vm of the daemon's own: %v", err)
 	}
 	for digest, want := range map[string]bool{"sha256:i": true, "sha256:new": true, "sha256:x": false} {
 		if got, err := s.DigestUsed(t.Context(), Image, digest); err != nil || got != want {
@@ -269,7 +287,7 @@ func TestArtifacts(t *testing.T) {
 		{Kind: Image, Name: "x", Digest: "sha256:1", CreatedAt: birth}, {Kind: Image, Name: "x", Digest: "sha256:2", CreatedAt: birth},
 		{Kind: Kernel, Name: "x", Digest: "sha256:3", CreatedAt: birth}, {Kind: Image, Name: "a", Digest: "sha256:4", CreatedAt: birth},
 	} {
-		if err := s.PutArtifact(t.Context(), a); err != nil {
+		if err := s.PutArtifact(t.Context(), a, Happened{Verb: "added"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -288,6 +306,85 @@ func TestArtifacts(t *testing.T) {
 	}
 	if _, err := s.Artifact(t.Context(), Image, "x"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("err = %v", err)
+	}
+}
+
+// Several names may stand for one digest; the last one cannot be forgotten while a VM uses it.
+func TestNamesOfOneDigest(t *testing.T) {
+	s := fresh(t)
+	insert(t, s, "dev", "000000000001") // of i, sha256:i
+	put := func(name, digest string) {
+		t.Helper()
+		if err := s.PutArtifact(t.Context(), Artifact{Kind: Image, Name: name, Digest: digest, CreatedAt: birth}, Happened{Verb: "tagged"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names := func() (all []string) {
+		t.Helper()
+		found, err := s.Artifacts(t.Context(), Image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range found {
+			all = append(all, a.Name)
+		}
+		return all
+	}
+	forget := func(name string) []VM {
+		t.Helper()
+		users, err := s.ForgetArtifact(t.Context(), Image, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return users
+	}
+	put("other", "sha256:i")
+	put("sha256:i", "sha256:i") // it has names: nothing to keep it for
+	put("sha256:lone", "sha256:lone")
+	if diff := cmp.Diff([]string{"i", "other", "sha256:lone"}, names()); diff != "" {
+		t.Error(diff)
+	}
+	put("named", "sha256:lone")
+	if diff := cmp.Diff([]string{"i", "named", "other"}, names()); diff != "" {
+		t.Error(diff)
+	}
+	if users := forget("i"); len(users) != 0 {
+		t.Errorf("not the last name, but %d users", len(users))
+	}
+	if users := forget("other"); len(users) != 1 || users[0].Name() != "dev" {
+		t.Errorf("the last name: %+v", users)
+	}
+	if users := forget("named"); len(users) != 0 {
+		t.Errorf("without users: %+v", users)
+	}
+	if users := forget("named"); len(users) != 0 {
+		t.Errorf("forgotten already: %+v", users)
+	}
+	if diff := cmp.Diff([]string{"other"}, names()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// The daemon's own VMs are found by whole ids and names only, and no events tell of them.
+func TestHiddenVMs(t *testing.T) {
+	s := fresh(t)
+	insert(t, s, "dev", "000000000001")
+	own := row("deployment", "000000000002")
+	own.Spec.Purpose = vm.PurposeExport
+	if err := s.InsertVM(t.Context(), own); err != nil {
+		t.Fatal(err)
+	}
+	for ref, want := range map[string]vm.ID{"de": "000000000001", "deployment": "000000000002", "000000000002": "000000000002"} {
+		if v, err := s.FindVM(t.Context(), ref); err != nil || v.ID != want {
+			t.Errorf("%s: %s, %v", ref, v.ID, err)
+		}
+	}
+	if _, err := s.FindVM(t.Context(), "deploymen"); !fault.Is(err, fault.NotFound) || strings.Contains(err.Error(), "deployment") {
+		t.Errorf("err = %v", err)
+	}
+	events, err := s.LatestEvents(t.Context(), EventFilter{ObjectID: own.ID}, 10)
+	if err != nil || len(events) > 0 {
+		t.Errorf("%+v, %v", events, err)
 	}
 }
 

@@ -33,7 +33,22 @@ type Spec struct {
 	Description string        `json:"description,omitempty"`
 	Restart     RestartPolicy `json:"restart,omitempty"`
 	AutoStop    time.Duration `json:"auto_stop,omitempty"` // unused for so long, it is stopped; 0: never
+
+	Purpose Purpose `json:"purpose,omitempty"`
 }
+
+// Purpose is what a VM is for. A user's VM has none. The others are the daemon's own: they serve one operation, are not
+// listed, and end with the daemon.
+type Purpose string
+
+// The purposes of the daemon's own VMs.
+const (
+	PurposeBuild  Purpose = "build"  // it runs a step of a build
+	PurposeExport Purpose = "export" // it packs the root file system of an image
+)
+
+// Hidden reports whether the VM is one of the daemon's own.
+func (s *Spec) Hidden() bool { return s.Purpose != "" }
 
 // RestartPolicy says what happens when a VM ends that nobody stopped. Empty means RestartNo.
 type RestartPolicy string
