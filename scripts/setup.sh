@@ -25,6 +25,9 @@ newuidmap           uidmap            shadow-utils          shadow           sha
 curl                curl              curl                  curl             curl
 ip                  iproute2          iproute               iproute2         iproute2
 pgrep               procps            procps-ng             procps-ng        procps
+umoci               umoci             umoci                 -                umoci
+skopeo              skopeo            skopeo                skopeo           skopeo
+busybox             busybox-static    busybox               busybox          busybox-static
 "
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

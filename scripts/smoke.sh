@@ -48,8 +48,8 @@ socket() { "$banger" daemon status --format json | sed -n 's/.*"socket": *"\([^"
 # --- before anything is there
 check 'version answers without a daemon' 0 '.' "$banger" version
 check 'doctor explains the accelerator' 0 'accelerator' "$banger" doctor
-check 'an unknown image is refused' 241 '' "$banger" vm run --image no-such-image -- true
-stderr_has '... with one error line' '^banger: error: .*no-such-image'
+check 'an unknown image is refused' 241 '' "$banger" vm run --image debian-bokworm -- true
+stderr_has '... with one error line' '^banger: error: .*debian-bokworm'
 stderr_has '... and a hint' '^banger: hint: banger image catalog'
 check 'a positional argument is reserved' 240 '' "$banger" vm run somewhere
 
@@ -106,6 +106,44 @@ check 'vm start again' 0 '' "$banger" vm start smoke
 check '... the file is there' 0 '^kept$' "$banger" vm exec smoke -- cat /root/f
 check 'rm of a running VM needs --force' 243 '' "$banger" vm rm smoke
 check 'vm rm --force' 0 '' "$banger" vm rm --force smoke
+
+# --- images: one static binary is a root file system, and nothing is fetched
+mkdir -p "$work/tiny" && cp "$banger" "$work/tiny/banger"
+tar -C "$work/tiny" -cf "$work/tiny.tar" banger
+cat >"$work/tiny/Dockerfile" <<'END'
+FROM scratch AS one
+COPY banger /bin/banger
+RUN ["/bin/banger", "config", "init"]
+FROM scratch
+COPY --from=one /bin/banger /bin/banger
+COPY --from=one /.config /kept
+ENTRYPOINT ["/bin/banger"]
+CMD ["help", "exit-codes"]
+END
+printf 'FROM scratch\nRUN ["/none"]\n' >"$work/bad"
+check 'image register' 0 '^tiny$' "$banger" image register tiny --rootfs "$work/tiny.tar"
+check 'a name that is taken is refused' 242 '' "$banger" image register tiny --rootfs "$work/tiny.tar"
+check 'a file that is not there is refused' 241 '' "$banger" image register other --rootfs "$work/no.tar"
+check 'vm run --image of one static binary' 0 '.' "$banger" vm run --rm --image tiny -- /banger version
+check 'it has no shell' 127 '' "$banger" vm run --rm --image tiny
+stderr_has '... and it is said what to do' '^banger: hint: banger vm run --image tiny -- '
+check 'image build' 0 '^built' "$banger" image build -t built "$work/tiny"
+stderr_has '... its steps are shown' '^#[0-9]+ \[one .*\] RUN '
+check 'image build again' 0 '^built' "$banger" image build -t built "$work/tiny"
+stderr_has '... comes from the cache' '^#[0-9]+ CACHED'
+check 'the entrypoint runs with its command' 0 '125 .*banger itself failed' "$banger" vm run --rm --image built
+check 'the entrypoint runs with another, and its exit code counts' 240 '' "$banger" vm run --rm --image built -- vm crate
+check 'a Dockerfile that fails names its line' 241 '' "$banger" image build -q -f "$work/bad" "$work/tiny"
+stderr_has '... so that it can be mended' '^banger: error: .*:2'
+check 'image tag' 0 '^built:2$' "$banger" image tag built built:2
+check 'image show' 0 '^entrypoint +/bin/banger$' "$banger" image show built:2
+check 'image list' 0 '^built:2 ' "$banger" image list
+check 'image export' 0 '' "$banger" image export built:2 -o "$work/built.tar.zst"
+check 'image pull of the bundle' 0 '^again' "$banger" image pull "$work/built.tar.zst" --name again
+check 'prune needs a terminal or --yes' 240 '' "$banger" image prune
+check 'image prune --dry-run' 0 '^would free |^there is nothing' "$banger" image prune --dry-run
+check 'image rm' 0 '^tiny' "$banger" image rm tiny built built:2 again
+check 'an image that is gone' 241 '' "$banger" image show built:2
 
 # --- nothing is left
 is 'no row' 0 "$(rows)"

@@ -16,8 +16,8 @@ import (
 func main() {
 	os.Exit(program.Main(os.Args[1:], program.Parts{
 		Drivers:    drivers,
-		Images:     daemon.Images,
-		Kernels:    daemon.Kernels,
+		Images:     func(h program.Host) daemon.Source { return daemon.Images(h.Paths, h.Settings) },
+		Kernels:    func(h program.Host) daemon.Source { return daemon.Kernels(h.Paths, h.Settings) },
 		FormatDisk: ext4.CopyFormatted,
 		Initramfs:  daemon.Initramfs(agentbin.Binary),
 		Doctor:     doctor,

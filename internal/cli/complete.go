@@ -71,41 +71,6 @@ func completeStates(*cobra.Command, []string, string) ([]string, cobra.ShellComp
 	return views(states, func(s vm.State) string { return string(s) }), cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeImages completes images that are there or can be pulled.
-func completeImages(d *Deps) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		return ask(cmd, d, func(ctx context.Context, c *client.Client) (names []string) {
-			if resp, err := c.Images.List(ctx, connect.NewRequest(&bangerv1.ListImagesRequest{})); err == nil {
-				for _, m := range resp.Msg.GetImages() {
-					names = append(names, m.GetName())
-				}
-			}
-			if resp, err := c.Images.Catalog(ctx, connect.NewRequest(&bangerv1.ImageCatalogRequest{})); err == nil {
-				names = append(names, entryNames(resp.Msg.GetEntries())...)
-			}
-			slices.Sort(names)
-			return slices.Compact(names)
-		}), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-// completeKernels completes kernels that can be pulled.
-func completeKernels(d *Deps) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		return ask(cmd, d, func(ctx context.Context, c *client.Client) []string {
-			resp, err := c.Kernels.Catalog(ctx, connect.NewRequest(&bangerv1.KernelCatalogRequest{}))
-			if err != nil {
-				return nil
-			}
-			return entryNames(resp.Msg.GetEntries())
-		}), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-func entryNames(entries []*bangerv1.CatalogEntry) []string {
-	return views(entries, func(e *bangerv1.CatalogEntry) string { return e.GetName() })
-}
-
 // compareNames orders names with numbers in them as people do: test-2 before test-10.
 func compareNames(a, b string) int {
 	for {

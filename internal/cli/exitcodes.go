@@ -21,8 +21,8 @@ func exitCodes() []exitCode {
 	return []exitCode{
 		{0, "success"},
 		{of(fault.Internal), "banger itself failed (class internal)"},
-		{126, "the command was found in the guest and cannot be executed"},
-		{127, "the command was not found in the guest"},
+		{notExecutableCode, "the command was found in the guest and cannot be executed"},
+		{notFoundCode, "the command was not found in the guest"},
 		{of(fault.Cancelled), "interrupted (128+n for any other signal that ended banger or the guest's command)"},
 		{of(fault.Invalid), "the request is wrong: an unknown flag, a bad name, an impossible size (class invalid)"},
 		{of(fault.NotFound), "what it names does not exist (class not_found)"},

@@ -37,6 +37,9 @@ type fakeDaemon struct {
 	cancel   func(id string)
 	opStates func(id string, send func(*bangerv1.Operation) error) error
 	fsck     func(repair bool) []*bangerv1.Finding
+	logs     []*bangerv1.OperationLog // of every operation
+	logsEnd  <-chan struct{}          // the log goes on until this is closed; nil: it has ended
+	library  fakeLibrary
 }
 
 func (f *fakeDaemon) Status(context.Context, *connect.Request[bangerv1.StatusRequest]) (*connect.Response[bangerv1.StatusResponse], error) {
@@ -88,6 +91,14 @@ type (
 		bangerv1connect.UnimplementedEventServiceHandler
 		f *fakeDaemon
 	}
+	fakeImages struct {
+		bangerv1connect.UnimplementedImageServiceHandler
+		f *fakeDaemon
+	}
+	fakeKernels struct {
+		bangerv1connect.UnimplementedKernelServiceHandler
+		f *fakeDaemon
+	}
 	fakeFsck struct {
 		bangerv1connect.UnimplementedFsckServiceHandler
 		f *fakeDaemon
@@ -121,6 +132,21 @@ func (s fakeOps) Watch(_ context.Context, req *connect.Request[bangerv1.WatchOpe
 		return err
 	}
 	return s.f.opStates(req.Msg.GetId(), stream.Send)
+}
+
+func (s fakeOps) Logs(ctx context.Context, _ *connect.Request[bangerv1.OperationLogsRequest], stream *connect.ServerStream[bangerv1.OperationLog]) error {
+	for _, e := range s.f.logs {
+		if err := stream.Send(e); err != nil {
+			return err
+		}
+	}
+	if s.f.logsEnd != nil {
+		select {
+		case <-s.f.logsEnd:
+		case <-ctx.Done():
+		}
+	}
+	return nil
 }
 
 // eventLog is a history and who waits for it to grow.
@@ -226,6 +252,8 @@ func (f *fakeDaemon) start(t *testing.T, home string) (stop func()) {
 	mux.Handle(bangerv1connect.NewVMServiceHandler(f, faults))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(fakeOps{f: f}, faults))
 	mux.Handle(bangerv1connect.NewEventServiceHandler(fakeEvents{f: f}, faults))
+	mux.Handle(bangerv1connect.NewImageServiceHandler(fakeImages{f: f}, faults))
+	mux.Handle(bangerv1connect.NewKernelServiceHandler(fakeKernels{f: f}, faults))
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(fakeFsck{f: f}, faults))
 	return serve(t, paths.Under(home).DaemonSocket(), mux)
 }

@@ -5,10 +5,13 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
+	"banger/internal/client"
 	"banger/internal/fault"
 	"banger/internal/term"
 	"banger/internal/vm"
@@ -17,22 +20,31 @@ import (
 
 // newImage is the group of the commands about images.
 func newImage(d *Deps) *cobra.Command {
-	cmd := group("image", "Root file systems that vms are made from", "Pull and list the root file systems that VMs are made from.")
-	cmd.Example = "  banger image catalog\n  banger image pull debian-bookworm\n  banger image list"
-	cmd.AddCommand(newImageList(d), newImagePull(d), newImageCatalog(d))
+	cmd := group("image", "Root file systems that vms are made from",
+		`Images are the root file systems that VMs are made from. They come from a catalog, from registries, from files, from a
+Dockerfile or a script (see docs/images.md), and are shared by all VMs that use them.`)
+	cmd.Example = "  banger image pull alpine\n  banger image build -t app .\n  banger image list"
+	cmd.AddCommand(newImageList(d), newImageShow(d), newImagePull(d), newImageCatalog(d), newImageRegister(d), newImagePromote(d),
+		newImageBuild(d), newImageTag(d), newImageExport(d), newImagePush(d), newImageRemove(d), newImagePrune(d))
 	return cmd
 }
 
 func newImageList(d *Deps) *cobra.Command {
-	return &cobra.Command{
-		Use: "list", Aliases: []string{"ls"}, Short: "List images", Long: "List the images that are on this host.",
-		Example: "  banger image list\n  banger image list --format json",
-		Args:    noArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runImageList(cmd.Context(), d) },
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List images",
+		Long: `List the images that are on this host. SIZE is what an image takes on the disk for itself, SHARED what it has in common
+with others.`,
+		Example:           "  banger image list\n  banger image list -q\n  banger image list --format json",
+		Args:              noArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runImageList(cmd.Context(), quiet, d) },
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
+	return cmd
 }
 
-func runImageList(ctx context.Context, d *Deps) error {
+func runImageList(ctx context.Context, quiet bool, d *Deps) error {
 	c, err := d.Connect(ctx)
 	if err != nil {
 		return err
@@ -42,118 +54,198 @@ func runImageList(ctx context.Context, d *Deps) error {
 	if err != nil {
 		return err
 	}
-	if d.Term.JSON() {
-		return d.Term.WriteJSON(views(resp.GetImages(), viewImage))
+	images := resp.GetImages()
+	slices.SortStableFunc(images, func(a, b *bangerv1.Image) int { return compareNames(a.GetName(), b.GetName()) })
+	switch {
+	case d.Term.JSON():
+		return d.Term.WriteJSON(views(images, viewImage))
+	case quiet:
+		return d.answerLines(views(byName(images), imageRef))
+	}
+	if err := d.Term.Table(imageTable(byName(images))); err != nil {
+		return err
+	}
+	if d.Term.Width() > 0 {
+		if err := d.Term.Answer("%s", diskUse(images, resp.GetCacheBytes())); err != nil {
+			return err
+		}
+	}
+	for _, m := range images {
+		if m.GetProblem() != "" {
+			d.Term.Note("image %s cannot be used: %s", imageRef(m), strings.TrimPrefix(m.GetProblem(), "image "+imageRef(m)+": "))
+		}
+	}
+	return nil
+}
+
+// byName has an image once for each of its names, in the order of the names.
+func byName(images []*bangerv1.Image) (out []*bangerv1.Image) {
+	seen := map[string]bool{}
+	for _, m := range images {
+		for _, name := range append([]string{m.GetName()}, m.GetNames()...) {
+			if name != "" && seen[name] {
+				continue
+			}
+			seen[name] = true
+			row := proto.CloneOf(m)
+			row.Name = name
+			out = append(out, row)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *bangerv1.Image) int { return compareNames(a.GetName(), b.GetName()) })
+	return out
+}
+
+// imageRef is what the user can call an image: its name or, without one, its digest.
+func imageRef(m *bangerv1.Image) string {
+	if m.GetName() != "" {
+		return m.GetName()
+	}
+	return m.GetDigest()
+}
+
+// widestName is how much of a name is kept when columns compete: references are long, and their ends differ.
+const widestName = 40
+
+func imageTable(images []*bangerv1.Image) term.Table {
+	longest := 0
+	for _, m := range images {
+		longest = max(longest, utf8.RuneCountInString(m.GetName()))
 	}
 	table := term.Table{Columns: []term.Column{
-		{Title: "NAME", Fixed: true}, {Title: "DIGEST", Fixed: true}, {Title: "USED", Right: true, Fixed: true},
-		{Title: "CREATED", Fixed: true}, {Title: "SOURCE"}, {Title: "USED BY"},
+		{Title: "NAME", Least: min(longest, widestName)}, {Title: "DIGEST", Fixed: true, Rank: 3}, {Title: "SIZE", Right: true, Fixed: true},
+		{Title: "SHARED", Right: true, Fixed: true, Rank: 4}, {Title: "CREATED", Fixed: true, Rank: 2}, {Title: "SOURCE", Least: 12, Rank: 5},
+		{Title: "USED BY", Least: 10, Rank: 1}, {Title: "ARCH", Fixed: true, Rank: 6, Extra: true}, {Title: "KERNEL", Rank: 7, Extra: true},
 	}}
-	for _, m := range resp.GetImages() {
+	for _, m := range images {
 		table.Rows = append(table.Rows, []string{
-			m.GetName(), shortDigest(m.GetDigest()), vm.FormatSize(m.GetUsedBytes()), day(m.GetCreatedAtMs()), m.GetSource(),
-			strings.Join(m.GetUsedBy(), ", "),
+			orNone(m.GetName()), shortDigest(m.GetDigest()), vm.FormatSize(own(m.GetUsedBytes(), m.GetSharedBytes())), vm.FormatSize(m.GetSharedBytes()),
+			day(m.GetCreatedAtMs()), m.GetSource(), strings.Join(m.GetUsedBy(), ", "), m.GetArch(), m.GetKernel(),
+		})
+	}
+	return table
+}
+
+// own is the part of used that is not shared.
+func own(used, shared uint64) uint64 { return used - min(used, shared) }
+
+// diskUse sums the images up, each once whatever it is called.
+func diskUse(images []*bangerv1.Image, cache uint64) string {
+	var used, shared uint64
+	seen := map[string]bool{}
+	for _, m := range images {
+		if !seen[m.GetDigest()] {
+			used += own(m.GetUsedBytes(), m.GetSharedBytes())
+			shared = max(shared, m.GetSharedBytes())
+		}
+		seen[m.GetDigest()] = true
+	}
+	return plural(len(seen), "image") + ", " + vm.FormatSize(used+shared) + "; cache " + vm.FormatSize(cache)
+}
+
+func newImageCatalog(d *Deps) *cobra.Command {
+	var refresh bool
+	cmd := &cobra.Command{
+		Use: "catalog [flags]", Short: "List images that can be pulled by name",
+		Long: `List the images that can be pulled by name: those that banger knows, and those of the catalogs in the configuration
+([[catalog]] entries, see docs/images.md). Images of registries and files need no catalog.`,
+		Example: "  banger image catalog\n  banger image catalog --refresh",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runImageCatalog(cmd.Context(), refresh, d)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	cmd.Flags().BoolVar(&refresh, "refresh", false, "ask the configured catalogs anew")
+	return cmd
+}
+
+func runImageCatalog(ctx context.Context, refresh bool, d *Deps) error {
+	c, err := d.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	resp, err := message(c.Images.Catalog(ctx, connect.NewRequest(&bangerv1.ImageCatalogRequest{Refresh: refresh})))
+	if err != nil {
+		return err
+	}
+	if err := d.answerCatalog(resp.GetEntries()); err != nil {
+		return err
+	}
+	for _, warning := range resp.GetWarnings() {
+		d.Term.Note("warning: %s", warning)
+	}
+	return nil
+}
+
+// answerCatalog prints a catalog of images or kernels.
+func (d *Deps) answerCatalog(entries []*bangerv1.CatalogEntry) error {
+	if d.Term.JSON() {
+		return d.Term.WriteJSON(viewCatalog(entries))
+	}
+	table := term.Table{Columns: []term.Column{
+		{Title: "NAME"}, {Title: "PRESENT", Fixed: true, Rank: 1}, {Title: "DEFAULT", Fixed: true, Rank: 3}, {Title: "SOURCE", Least: 12, Rank: 4},
+		{Title: "DESCRIPTION", Rank: 2}, {Title: "CATALOG", Extra: true, Rank: 5},
+	}}
+	for _, e := range entries {
+		table.Rows = append(table.Rows, []string{
+			e.GetName(), yesOrNo(e.GetPresent()), yesOrNo(e.GetIsDefault()), e.GetSource(), e.GetDescription(), orDash(e.GetCatalog()),
 		})
 	}
 	return d.Term.Table(table)
 }
 
-// pullOptions are the same for images and kernels.
-type pullOptions struct {
-	ref   string
-	force bool
+// answerImage prints the name of an image that was made, or all about it as JSON. ref is the result of an operation.
+func (d *Deps) answerImage(ctx context.Context, c *client.Client, ref string) error {
+	if !d.Term.JSON() {
+		return d.Term.Answer("%s", ref)
+	}
+	m, err := message(c.Images.Get(ctx, connect.NewRequest(&bangerv1.GetImageRequest{Ref: ref})))
+	if err != nil {
+		return err
+	}
+	return d.Term.WriteJSON(viewImage(m))
 }
 
-// pullArgs wants one reference.
-func pullArgs(noun string) cobra.PositionalArgs {
+// answerLines prints lines.
+func (d *Deps) answerLines(lines []string) error {
+	for _, line := range lines {
+		if err := d.Term.Answer("%s", line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneOf wants one name of something: "image", "kernel".
+func oneOf(noun string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
-			return fault.New(fault.Invalid, "%s takes the name of one %s", cmd.CommandPath(), noun).WithHint("banger %s catalog", noun)
+		switch len(args) {
+		case 0:
+			return fault.New(fault.Invalid, "%s needs the name of %s", cmd.CommandPath(), withArticle(noun)).WithHint("banger %s list", noun)
+		case 1:
+			return noEmpty(cmd, args)
+		}
+		return fault.New(fault.Invalid, "%s takes one %s, not %d", cmd.CommandPath(), noun, len(args)).WithHint("%s --help", cmd.CommandPath())
+	}
+}
+
+// someOf wants the names of one or more.
+func someOf(noun string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return fault.New(fault.Invalid, "%s needs the name of %s", cmd.CommandPath(), withArticle(noun)).WithHint("banger %s list", noun)
 		}
 		return noEmpty(cmd, args)
 	}
 }
 
-func newImagePull(d *Deps) *cobra.Command {
-	var opts pullOptions
-	cmd := &cobra.Command{
-		Use: "pull [flags] NAME", Short: "Get an image",
-		Long: `Get an image and wait until it is there. One that is being pulled already is waited for; one that is there
-is not fetched again unless --force says so.`,
-		Example: "  banger image pull debian-bookworm",
-		Args:    pullArgs("image"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			opts.ref = args[0]
-			return runImagePull(cmd.Context(), opts, d)
-		},
-		ValidArgsFunction: firstOnly(completeImages(d)),
+func withArticle(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
 	}
-	cmd.Flags().BoolVar(&opts.force, "force", false, "make it anew although it is there")
-	return cmd
-}
-
-func runImagePull(ctx context.Context, opts pullOptions, d *Deps) error {
-	c, err := d.Connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-	defer cancel()
-	begun, err := message(c.Images.Pull(callCtx, connect.NewRequest(&bangerv1.PullImageRequest{Reference: opts.ref, Force: opts.force})))
-	if err != nil {
-		return err
-	}
-	op, err := d.follow(ctx, c, begun.GetOperationId())
-	if err != nil {
-		return err
-	}
-	if !d.Term.JSON() {
-		return d.Term.Answer("%s", op.GetResultId())
-	}
-	resp, err := message(c.Images.List(ctx, connect.NewRequest(&bangerv1.ListImagesRequest{})))
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(resp.GetImages(), func(m *bangerv1.Image) bool { return m.GetName() == op.GetResultId() })
-	if i < 0 {
-		return fault.New(fault.NotFound, "image %s is gone again", op.GetResultId())
-	}
-	return d.Term.WriteJSON(viewImage(resp.GetImages()[i]))
-}
-
-func newImageCatalog(d *Deps) *cobra.Command {
-	return &cobra.Command{
-		Use: "catalog", Short: "List images that can be pulled", Long: "List the images that can be pulled by name.",
-		Example: "  banger image catalog",
-		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := d.Connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			resp, err := message(c.Images.Catalog(cmd.Context(), connect.NewRequest(&bangerv1.ImageCatalogRequest{})))
-			return d.answerCatalog(resp.GetEntries(), err)
-		},
-	}
-}
-
-// answerCatalog prints a catalog of images or kernels.
-func (d *Deps) answerCatalog(entries []*bangerv1.CatalogEntry, err error) error {
-	if err != nil {
-		return err
-	}
-	if d.Term.JSON() {
-		return d.Term.WriteJSON(viewCatalog(entries))
-	}
-	table := term.Table{Columns: []term.Column{
-		{Title: "NAME", Fixed: true}, {Title: "PRESENT", Fixed: true}, {Title: "DEFAULT", Fixed: true}, {Title: "SOURCE"}, {Title: "DESCRIPTION"},
-	}}
-	for _, e := range entries {
-		table.Rows = append(table.Rows, []string{e.GetName(), yesOrNo(e.GetPresent()), yesOrNo(e.GetIsDefault()), e.GetSource(), e.GetDescription()})
-	}
-	return d.Term.Table(table)
+	return "a " + noun
 }
 
 func yesOrNo(b bool) string {
@@ -163,9 +255,16 @@ func yesOrNo(b bool) string {
 	return "no"
 }
 
-// shortDigest is enough of a digest to tell images apart.
+func orNone(s string) string {
+	if s == "" {
+		return "<none>"
+	}
+	return s
+}
+
+// shortDigest is enough of a digest to tell images apart. What is none is returned as it is.
 func shortDigest(digest string) string {
-	_, hexadecimal, ok := strings.Cut(digest, ":")
+	hexadecimal, ok := strings.CutPrefix(digest, "sha256:")
 	if !ok || len(hexadecimal) < 12 {
 		return digest
 	}

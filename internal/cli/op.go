@@ -11,7 +11,6 @@ import (
 
 	"banger/internal/client"
 	"banger/internal/fault"
-	"banger/internal/progress"
 	"banger/internal/rpc"
 	"banger/internal/term"
 	"banger/internal/vm"
@@ -26,10 +25,13 @@ const (
 	opCancelled = "cancelled"
 )
 
+// opBuild is the kind of the operations that write a log.
+const opBuild = "image.build"
+
 // newOp is the group of the commands about operations.
 func newOp(d *Deps) *cobra.Command {
 	cmd := group("op", "Long-running jobs of the daemon",
-		"List, watch and cancel the long-running jobs of the daemon: making VMs, pulling images and kernels. Those that have ended\nare remembered for a while.")
+		"List, watch and cancel the long-running jobs of the daemon: making VMs, pulling and building images, pulling kernels. Those\nthat have ended are remembered for a while.")
 	cmd.Example = "  banger op list\n  banger op cancel 0123456789ab"
 	cmd.AddCommand(newOpList(d), newOpWatch(d), newOpCancel(d))
 	return cmd
@@ -165,8 +167,8 @@ func someOps(cmd *cobra.Command, args []string) error {
 func newOpWatch(d *Deps) *cobra.Command {
 	return &cobra.Command{
 		Use: "watch ID", Short: "Show an operation until it has ended",
-		Long: `Show how far an operation is until it has ended. The answer is what it made; the exit code of one that failed is that
-of its failure. An interrupt (^C) ends the watching: the operation goes on.`,
+		Long: `Show how far an operation is until it has ended, and the log of a build. The answer is what it made; the exit code of one
+that failed is that of its failure. An interrupt (^C) ends the watching: the operation goes on.`,
 		Example:           "  banger op watch 0123456789ab",
 		Args:              oneOp,
 		RunE:              func(cmd *cobra.Command, args []string) error { return runOpWatch(cmd.Context(), args[0], d) },
@@ -180,7 +182,7 @@ func runOpWatch(ctx context.Context, id string, d *Deps) error {
 		return err
 	}
 	defer c.Close()
-	op, err := d.watchOp(ctx, c, id)
+	op, err := d.watchOpLog(ctx, c, id)
 	if ctx.Err() != nil && op.GetState() == opRunning {
 		d.Term.Note("the operation goes on")
 		d.Term.Hint("banger op cancel %s", id)
@@ -198,19 +200,18 @@ func runOpWatch(ctx context.Context, id string, d *Deps) error {
 func (d *Deps) watchOp(ctx context.Context, c *client.Client, id string) (op *bangerv1.Operation, err error) {
 	show := d.Term.Progress()
 	defer show.Close()
-	stream, err := c.Operations.Watch(ctx, connect.NewRequest(&bangerv1.WatchOperationRequest{Id: id}))
-	if err != nil {
-		return nil, err
+	return watchOn(ctx, c, id, show)
+}
+
+// watchOpLog is watchOp with the log of an operation that writes one.
+func (d *Deps) watchOpLog(ctx context.Context, c *client.Client, id string) (*bangerv1.Operation, error) {
+	op, err := message(c.Operations.Get(ctx, connect.NewRequest(&bangerv1.GetOperationRequest{Id: id})))
+	if err != nil || op.GetKind() != opBuild {
+		return d.watchOp(ctx, c, id) // which tells what is wrong
 	}
-	defer stream.Close()
-	for stream.Receive() {
-		op = stream.Msg()
-		p := op.GetProgress()
-		show.Update(progress.Update{
-			Stage: p.GetStage(), Message: p.GetMessage(), Done: p.GetDone(), Total: p.GetTotal(), Unit: p.GetUnit(),
-		})
-	}
-	return op, stream.Err()
+	show := d.Term.Progress()
+	defer show.Close()
+	return watchLogged(ctx, c, id, show, newBuildLog(show).take)
 }
 
 // made is the name of what an operation has made.

@@ -114,14 +114,20 @@ func terminalSize(t *term.Term) *bangerv1.TerminalSize {
 	return &bangerv1.TerminalSize{Rows: uint32(rows), Cols: uint32(cols)} //nolint:gosec // sizes of a terminal are 16 bit
 }
 
+// The exit codes with which shells tell that a command could not be started.
+const (
+	notExecutableCode = 126
+	notFoundCode      = 127
+)
+
 // sessionError gives failures to start a command the exit codes that shells use.
 func sessionError(err error) error {
 	if notStarted, ok := errors.AsType[*vmclient.NotStartedError](err); ok {
 		switch fault.ClassOf(err) {
 		case fault.NotFound:
-			return &exitError{127, notStarted.Err}
+			return &exitError{notFoundCode, notStarted.Err}
 		case fault.Denied:
-			return &exitError{126, notStarted.Err}
+			return &exitError{notExecutableCode, notStarted.Err}
 		}
 		return notStarted.Err
 	}

@@ -24,12 +24,12 @@ type specFlags struct {
 func (f *specFlags) add(cmd *cobra.Command, d *Deps) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "name of the vm (default: one is made up)")
-	flags.StringVar(&f.image, "image", "", "image of its root file system (default: the configured one)")
+	flags.StringVar(&f.image, "image", "", "image of its root file system: a name or a reference (see banger image pull --help; default: the configured one)")
 	flags.IntVar(&f.cpus, "cpus", 0, "number of virtual CPUs (default: the configured one)")
 	flags.StringVar(&f.memory, "memory", "", "memory, such as 512M or 2G (default: the configured one)")
 	flags.StringVar(&f.disk, "disk", "", "size of its disk, such as 10G (default: the configured one)")
-	flags.StringVar(&f.user, "user", "", "user that commands run as (default: root)")
-	flags.StringVar(&f.workdir, "workdir", "", "directory that commands start in (default: the user's home)")
+	flags.StringVar(&f.user, "user", "", "user that commands run as (default: the image's, or root)")
+	flags.StringVar(&f.workdir, "workdir", "", "directory that commands start in (default: the image's, or the user's home)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment of commands: NAME=VALUE, or NAME to pass the host's value on")
 	f.policy.add(cmd, "label to find it by: KEY=VALUE; may be given several times", cobra.NoFileCompletions)
 	complete(cmd, "image", completeImages(d))
@@ -52,6 +52,9 @@ func (f *specFlags) spec(cmd *cobra.Command, d *Deps) (*bangerv1.VMSpec, error) 
 	}
 	if given("image") && f.image == "" {
 		return nil, fault.New(fault.Invalid, "the name of the image is empty").WithHint("banger image catalog")
+	}
+	if s.Image, err = hostReference(f.image); err != nil {
+		return nil, err
 	}
 	if given("cpus") {
 		check.CPUs, s.Cpus = f.cpus, uint32(max(f.cpus, 0)) //nolint:gosec // checked below

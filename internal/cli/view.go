@@ -88,56 +88,6 @@ func age(d time.Duration) string {
 	return term.FormatDuration(d)
 }
 
-type imageView struct {
-	Name      string     `json:"name"`
-	Digest    string     `json:"digest"`
-	Source    string     `json:"source"`
-	SizeBytes uint64     `json:"size_bytes"`
-	UsedBytes uint64     `json:"used_bytes"`
-	Kernel    string     `json:"kernel,omitempty"`
-	CreatedAt *time.Time `json:"created_at,omitempty"`
-	UsedBy    []string   `json:"used_by"`
-}
-
-func viewImage(m *bangerv1.Image) imageView {
-	return imageView{
-		Name: m.GetName(), Digest: m.GetDigest(), Source: m.GetSource(), SizeBytes: m.GetSizeBytes(), UsedBytes: m.GetUsedBytes(),
-		Kernel: m.GetKernel(), CreatedAt: at(m.GetCreatedAtMs()), UsedBy: append([]string{}, m.GetUsedBy()...),
-	}
-}
-
-type kernelView struct {
-	Name      string     `json:"name"`
-	Version   string     `json:"version"`
-	Digest    string     `json:"digest"`
-	Source    string     `json:"source"`
-	UsedBytes uint64     `json:"used_bytes"`
-	CreatedAt *time.Time `json:"created_at,omitempty"`
-}
-
-func viewKernel(m *bangerv1.Kernel) kernelView {
-	return kernelView{
-		Name: m.GetName(), Version: m.GetVersion(), Digest: m.GetDigest(), Source: m.GetSource(), UsedBytes: m.GetUsedBytes(),
-		CreatedAt: at(m.GetCreatedAtMs()),
-	}
-}
-
-type catalogView struct {
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	Source      string `json:"source"`
-	Present     bool   `json:"present"`
-	Default     bool   `json:"default"`
-}
-
-func viewCatalog(entries []*bangerv1.CatalogEntry) []catalogView {
-	out := make([]catalogView, 0, len(entries))
-	for _, e := range entries {
-		out = append(out, catalogView{e.GetName(), e.GetDescription(), e.GetSource(), e.GetPresent(), e.GetIsDefault()})
-	}
-	return out
-}
-
 // views maps each message of a list to its view. The result is never nil: an empty list is [] in JSON.
 func views[M, V any](messages []M, view func(M) V) []V {
 	out := make([]V, 0, len(messages))

@@ -16,6 +16,7 @@ const callTimeout = 30 * time.Second
 
 type createOptions struct {
 	spec    *bangerv1.VMSpec
+	fetch   fetchFlags
 	noStart bool
 	async   bool
 }
@@ -35,11 +36,15 @@ An image and a kernel that are not there yet are pulled. An interrupt (^C) takes
 			if opts.spec, err = flags.spec(cmd, d); err != nil {
 				return err
 			}
+			if err := opts.fetch.check(cmd, opts.spec.GetImage()); err != nil {
+				return err
+			}
 			return runCreate(cmd.Context(), opts, d)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	flags.add(cmd, d)
+	opts.fetch.add(cmd)
 	cmd.Flags().BoolVar(&opts.noStart, "no-start", false, "do not start it")
 	cmd.Flags().BoolVar(&opts.async, "async", false, "do not wait: print the id of the operation that makes it (see banger op)")
 	return cmd
@@ -51,6 +56,9 @@ func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
 		return err
 	}
 	defer c.Close()
+	if err := opts.fetch.prepare(ctx, c, opts.spec, d); err != nil {
+		return err
+	}
 	if opts.async {
 		id, err := beginCreate(ctx, c, opts.spec, !opts.noStart)
 		if err != nil {
@@ -73,13 +81,12 @@ func (d *Deps) answerVM(m *bangerv1.VM) error {
 	return d.Term.Answer("%s", m.GetSpec().GetName())
 }
 
-// beginCreate starts the operation that makes a VM and returns its id. It is not cut off by an interrupt: without the id the
-// operation could not be cancelled.
+// beginCreate starts the operation that makes a VM and returns its id.
 func beginCreate(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (string, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-	defer cancel()
-	resp, err := message(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start})))
-	return resp.GetOperationId(), err
+	return begun(ctx, func(ctx context.Context) (string, error) {
+		resp, err := message(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start})))
+		return resp.GetOperationId(), err
+	})
 }
 
 // create makes a VM and returns it when it is there and, with start, ready. When ctx ends first, nothing is left of it.

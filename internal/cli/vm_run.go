@@ -18,7 +18,8 @@ const removeTimeout = 30 * time.Second
 
 type runOptions struct {
 	spec   *bangerv1.VMSpec
-	argv   []string // of the guest's command; empty: a login shell
+	fetch  fetchFlags
+	what   guestCommand
 	tty    ttyFlags
 	rm     bool
 	detach bool
@@ -30,15 +31,22 @@ func newRun(d *Deps) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] [-- COMMAND [ARG...]]",
 		Short: "Create a vm and run a command or a shell in it",
-		Long: `Create a VM, start it, wait until it is ready, and run a command in it: a login shell if none is given.
+		Long: `Create a VM, start it, wait until it is ready, and run a command in it: what the image runs by itself if none is given,
+or a login shell if that is nothing.
+
+An image that comes from a container may have an entrypoint: it is run with the COMMAND, or the image's own one, as its
+arguments. --entrypoint PROGRAM takes its place and that of the image's command; --entrypoint "" runs the COMMAND alone. The
+image's environment, user and working directory hold unless flags say otherwise.
 
 With a terminal the command gets one too. Without, stdin is piped to the command or the shell, and stdout and stderr
-stay apart. The exit code is the command's.
+stay apart. The exit code is the command's. --detach runs neither a command nor the entrypoint.
 
 An image and a kernel that are not there yet are pulled first. Without --rm the VM stays when the command ends.`,
 		Example: `  banger vm run
   banger vm run --rm -- uname -a
   banger vm run --name dev --cpus 2 --memory 2G --disk 20G
+  banger vm run --rm --image alpine -- cat /etc/alpine-release
+  banger vm run --rm --image app --entrypoint sh
   echo 'cat /etc/os-release' | banger vm run --rm
   banger vm run --detach --name server`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -46,14 +54,15 @@ An image and a kernel that are not there yet are pulled first. Without --rm the 
 			return err
 		},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if opts.argv, err = commandOf(cmd, args); err != nil {
+			if opts.what.args, err = commandOf(cmd, args); err != nil {
 				return err
 			}
+			opts.what.given = cmd.Flags().Changed("entrypoint")
 			if opts.spec, err = flags.spec(cmd, d); err != nil {
 				return err
 			}
 			opts.spec.RemoveOnExit = opts.rm
-			if err := opts.check(); err != nil {
+			if err := opts.check(cmd); err != nil {
 				return err
 			}
 			return runRun(cmd.Context(), opts, d)
@@ -61,7 +70,10 @@ An image and a kernel that are not there yet are pulled first. Without --rm the 
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	flags.add(cmd, d)
+	opts.fetch.add(cmd)
 	opts.tty.add(cmd)
+	cmd.Flags().StringVar(&opts.what.entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint and command; \"\" for none")
+	complete(cmd, "entrypoint", cobra.NoFileCompletions)
 	cmd.Flags().BoolVar(&opts.rm, "rm", false, "remove the vm when the command ends")
 	cmd.Flags().BoolVarP(&opts.detach, "detach", "d", false, "run no command: print the name of the vm and leave it running")
 	return cmd
@@ -84,9 +96,15 @@ func commandOf(cmd *cobra.Command, args []string) ([]string, error) {
 	return nil, f.WithHint("%s -- %s", cmd.CommandPath(), strings.Join(args, " "))
 }
 
-func (o *runOptions) check() error {
-	if o.detach && len(o.argv) > 0 {
-		return fault.New(fault.Invalid, "--detach runs no command, but there is one: %q", o.argv[0]).WithHint("banger vm run --detach")
+func (o *runOptions) check(cmd *cobra.Command) error {
+	if o.detach && len(o.what.args) > 0 {
+		return fault.New(fault.Invalid, "--detach runs no command, but there is one: %q", o.what.args[0]).WithHint("banger vm run --detach")
+	}
+	if o.detach && o.what.given {
+		return fault.New(fault.Invalid, "--detach runs no entrypoint").WithHint("banger vm run --detach")
+	}
+	if err := o.fetch.check(cmd, o.spec.GetImage()); err != nil {
+		return err
 	}
 	return o.tty.check()
 }
@@ -97,6 +115,9 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 		return err
 	}
 	defer c.Close()
+	if err := opts.fetch.prepare(ctx, c, opts.spec, d); err != nil {
+		return err
+	}
 	m, err := d.create(ctx, c, opts.spec, true)
 	if err != nil {
 		return err
@@ -108,7 +129,7 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 	if opts.rm {
 		defer d.remove(ctx, c, m.GetId(), name)
 	}
-	code, err := d.runIn(ctx, c, m, session{argv: opts.argv, tty: opts.tty})
+	code, err := d.runIn(ctx, c, m, opts.what, opts.tty)
 	if opts.rm {
 		return exitWith(code, err)
 	}
@@ -130,16 +151,19 @@ func exitWith(code int, err error) error {
 	return err
 }
 
-// runIn runs s in a running VM. When the VM ends meanwhile, the failure says so.
-func (d *Deps) runIn(ctx context.Context, c *client.Client, m *bangerv1.VM, s session) (int, error) {
+// runIn runs what there is to run in a VM that is ready. When the VM ends meanwhile, the failure says so.
+func (d *Deps) runIn(ctx context.Context, c *client.Client, m *bangerv1.VM, what guestCommand, tty ttyFlags) (int, error) {
 	where, err := endpoint(ctx, c, m.GetId())
 	if err != nil {
 		return 0, err
 	}
-	s.socket = where.GetSocket()
+	s := session{socket: where.GetSocket(), argv: what.argv(where.GetConfig()), tty: tty}
 	code, err := d.attach(ctx, s)
-	if fault.Is(err, fault.Unavailable) && ctx.Err() == nil {
+	switch {
+	case fault.Is(err, fault.Unavailable) && ctx.Err() == nil:
 		return 0, d.whyGone(ctx, c, m, err)
+	case len(s.argv) == 0 && notFoundInGuest(err):
+		return 0, nothingToRun(m.GetSpec().GetImage())
 	}
 	return code, err
 }

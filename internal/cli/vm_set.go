@@ -75,7 +75,7 @@ func (f *setFlags) request(cmd *cobra.Command, ref string) (*bangerv1.SetVMReque
 		*size.check, *size.to = n, &n
 	}
 	if err := check.Validate(); err != nil {
-		return nil, forSet(err, ref)
+		return nil, hintFor(err, "banger vm set", ref)
 	}
 	policy, err := f.policy.parse(cmd, true)
 	if err != nil {
@@ -97,10 +97,10 @@ func (f *setFlags) request(cmd *cobra.Command, ref string) (*bangerv1.SetVMReque
 	return req, nil
 }
 
-// forSet makes the hint of a fault about a new VM fit one that exists.
-func forSet(err error, ref string) error {
-	if hint := fault.HintOf(err); strings.HasPrefix(hint, "banger vm run ") {
-		return fault.New(fault.ClassOf(err), "%s", err).WithHint("%s %s", strings.Replace(hint, "banger vm run", "banger vm set", 1), ref)
+// hintFor makes the hint of a fault about a new VM's shape fit another command with such flags.
+func hintFor(err error, command, arg string) error {
+	if flags, ok := strings.CutPrefix(fault.HintOf(err), "banger vm run "); ok {
+		return fault.New(fault.ClassOf(err), "%s", err).WithHint("%s %s %s", command, flags, arg)
 	}
 	return err
 }

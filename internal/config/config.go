@@ -16,6 +16,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"banger/internal/fault"
+	"banger/internal/image/webcatalog"
 	"banger/internal/nearest"
 	"banger/internal/vm"
 )
@@ -25,7 +26,10 @@ type Config struct {
 	Defaults Defaults
 	Limits   Limits
 	Mirror   Mirror
+	Trust    Trust
+	Registry Registry
 	VMM      VMM
+	Catalogs []webcatalog.Config // in the order of preference
 }
 
 // Defaults of a new VM.
@@ -38,9 +42,12 @@ type Defaults struct {
 	AutoStop time.Duration
 }
 
-// Limits of what the daemon keeps.
+// Limits of what the daemon keeps, and of what it takes from elsewhere.
 type Limits struct {
-	Events int // the newest so many
+	Events       int    // the newest so many
+	ImageSize    uint64 // bytes of all files of an image
+	ImageEntries int    // files, directories and links of an image
+	DownloadSize uint64 // bytes of a bundle from the network
 }
 
 // MostEvents is the largest Limits.Events; the least is LeastEvents.
@@ -48,6 +55,23 @@ const (
 	LeastEvents = 100
 	MostEvents  = 1_000_000
 )
+
+// Bounds of the limits of images: below the least no system fits, and above the most what counts them breaks.
+const (
+	leastSize   = 1 << 20
+	mostSize    = 16 << 40
+	mostEntries = 16 << 20
+)
+
+// Trust says whom to believe.
+type Trust struct {
+	Keys []string // minisign public keys of bundles from the network
+}
+
+// Registry is about image registries.
+type Registry struct {
+	Insecure []string // hosts, perhaps with a port, that may be spoken to by plain HTTP
+}
 
 // Mirror says where things are fetched from.
 type Mirror struct {
@@ -76,7 +100,7 @@ func Default() Config {
 			Memory: 1 << 30,
 			Disk:   10 << 30,
 		},
-		Limits: Limits{Events: 10_000},
+		Limits: Limits{Events: 10_000, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
 		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto},
 	}
 }
@@ -91,11 +115,25 @@ type file struct {
 		AutoStop *string `toml:"auto_stop"`
 	} `toml:"defaults"`
 	Limits struct {
-		Events *int `toml:"events"`
+		Events       *int    `toml:"events"`
+		ImageSize    *string `toml:"image_size"`
+		ImageEntries *int    `toml:"image_entries"`
+		DownloadSize *string `toml:"download_size"`
 	} `toml:"limits"`
 	Mirror struct {
 		Debian *string `toml:"debian"`
 	} `toml:"mirror"`
+	Trust struct {
+		Keys []string `toml:"keys"`
+	} `toml:"trust"`
+	Registry struct {
+		Insecure []string `toml:"insecure"`
+	} `toml:"registry"`
+	Catalogs []struct {
+		Name string `toml:"name"`
+		URL  string `toml:"url"`
+		Key  string `toml:"key"`
+	} `toml:"catalog"`
 	VMM struct {
 		Driver      *string `toml:"driver"`
 		Accelerator *string `toml:"accelerator"`
@@ -120,6 +158,10 @@ func parse(path, text string) (Config, error) {
 	meta, err := toml.Decode(text, &f)
 	if syntax, ok := errors.AsType[toml.ParseError](err); ok {
 		return Config{}, fault.New(fault.Invalid, "%s line %d: %s", path, syntax.Position.Line, syntax.Message).
+			WithHint("${EDITOR:-vi} %s", path)
+	}
+	if err != nil && strings.Contains(err.Error(), `(last key "catalog")`) { // the usual slip with arrays of tables
+		return Config{}, fault.New(fault.Invalid, "%s: line %d: catalog is a list of tables: write [[catalog]]", path, lineOf(text, []string{"catalog"})).
 			WithHint("${EDITOR:-vi} %s", path)
 	}
 	if err != nil {
@@ -155,6 +197,12 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if n := c.Limits.Events; n < LeastEvents || n > MostEvents {
 		return refuse(fault.New(fault.Invalid, "%d is not between %d and %d", n, LeastEvents, MostEvents), "limits", "events")
+	}
+	if err := c.applyImages(f, refuse); err != nil {
+		return err
+	}
+	if err := c.applyCatalogs(path, text, f); err != nil {
+		return err
 	}
 	if c.Defaults.CPUs < 1 {
 		return refuse(errors.New("a vm needs at least 1 cpu"), "defaults", "cpus")
@@ -209,11 +257,11 @@ func unknownKey(path, text string, key toml.Key) error {
 // nearestKey is the key or table that somebody most likely meant, or "".
 func nearestKey(word string) string {
 	var known []string
-	for _, k := range keys() {
-		if table, _, _ := strings.Cut(k.name, "."); !slices.Contains(known, table) {
+	for _, name := range append(keyNames(), "catalog.name", "catalog.url", "catalog.key") {
+		if table, _, _ := strings.Cut(name, "."); !slices.Contains(known, table) {
 			known = append(known, table)
 		}
-		known = append(known, k.name)
+		known = append(known, name)
 	}
 	if near := nearest.Of(word, known); near != "" {
 		return near
@@ -234,7 +282,7 @@ func lineOf(text string, key []string) int {
 	for n := range lines {
 		var ignored map[string]any
 		meta, err := toml.Decode(strings.Join(lines[:n+1], ""), &ignored)
-		if err == nil && meta.IsDefined(key...) {
+		if err == nil && slices.ContainsFunc(meta.Keys(), func(k toml.Key) bool { return slices.Equal(k, key) }) {
 			return n + 1
 		}
 	}

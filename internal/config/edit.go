@@ -49,7 +49,7 @@ func Show(path string) ([]Setting, error) {
 		}
 		all = append(all, s)
 	}
-	return all, nil
+	return append(all, showCatalogs(&c, text)...), nil
 }
 
 // Init writes a file in which every setting is explained and commented out, so that defaults stay defaults. It refuses
@@ -87,13 +87,17 @@ func commented() string {
 		}
 		fmt.Fprintf(&b, "# %s\n#%s = %s\n", k.comment, name, k.literal(k.value(&standard)))
 	}
-	return b.String()
+	return b.String() + catalogHelp
 }
 
 // Set changes one setting in the file, which is made if need be, and leaves every other line of it as it is. The value
 // is checked as Load would; nothing is written when it is refused.
 func Set(path, name, value string) error {
 	i := slices.IndexFunc(keys(), func(k key) bool { return k.name == name })
+	if table, _, _ := strings.Cut(name, "."); table == "catalog" {
+		return fault.New(fault.Invalid, "%s: catalogs are tables of their own, which only a person can edit", name).
+			WithHint("${EDITOR:-vi} %s", path)
+	}
 	if i < 0 {
 		f := fault.New(fault.Invalid, "unknown key %q", name).WithHint("banger config show")
 		if near := nearestKey(name); strings.Contains(near, ".") {
@@ -130,7 +134,7 @@ func (k *key) accepts(value string) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Cause != nil { // without the line of a file that nobody wrote
 		return fault.Wrap(fault.Invalid, f.Cause, "%s", k.name).WithHint("banger config show")
 	}
-	if k.number {
+	if k.kind == number {
 		return fault.New(fault.Invalid, "%s: %q is not a whole number", k.name, value).WithHint("banger config show")
 	}
 	return fault.New(fault.Invalid, "%s: %q is not possible", k.name, value).WithHint("banger config show")
@@ -138,7 +142,7 @@ func (k *key) accepts(value string) error {
 
 // alone is the configuration of a file with nothing but this setting.
 func (k *key) alone(value string) (Config, error) {
-	if k.number && strings.ContainsAny(value, "\n#=") {
+	if k.kind == number && strings.ContainsAny(value, "\n#=") {
 		return Config{}, fault.New(fault.Invalid, "not a number")
 	}
 	return parse("", k.name+" = "+k.literal(value)+"\n")
@@ -153,14 +157,14 @@ func (k *key) same(c *Config, value string) bool {
 // syntax is as much of TOML as a setting needs.
 type syntax struct {
 	header, setting *regexp.Regexp
-	value           *regexp.Regexp // a string in one line or a bare word, which is all that a setting can be
+	value           *regexp.Regexp // a string or list in one line or a bare word, which is all that a setting can be
 }
 
 func newSyntax() syntax {
 	return syntax{
-		header:  regexp.MustCompile(`^\s*\[\s*([A-Za-z0-9_.-]+)\s*\]`),
+		header:  regexp.MustCompile(`^\s*\[\[?\s*([A-Za-z0-9_.-]+)\s*\]`),
 		setting: regexp.MustCompile(`^(\s*)([A-Za-z0-9_.-]+)(\s*=\s*)`),
-		value:   regexp.MustCompile(`^("(?:[^"\\]|\\.)*"|'[^']*'|[^\s#"']+)`),
+		value:   regexp.MustCompile(`^("(?:[^"\\]|\\.)*"|'[^']*'|\[(?:[^\]"'#]|"(?:[^"\\]|\\.)*"|'[^']*')*\]|[^\s#"'\[]+)`),
 	}
 }
 

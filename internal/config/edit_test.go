@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 func TestSetKeepsWhatItDoesNotChange(t *testing.T) {
 	const head = "# mine, since 2026\n\n"
+	const catalog = "name = \"a\"\nurl = \"http://h/c.json\"\nkey = \"RWS1E5LUbrIqlNcOTOYJAnxYHS7gu9IvwHgUYxyc5uTrLvMpElJYuqXW\"\n"
 	for name, tt := range map[string]struct{ before, key, value, after string }{
 		"no file":          {"", "defaults.memory", "2G", "[defaults]\nmemory = \"2G\"\n"},
 		"in place":         {head + "[defaults]\n  memory   =  \"1G\"  # enough\ncpus = 1\n", "defaults.memory", "2G", head + "[defaults]\n  memory   =  \"2G\"  # enough\ncpus = 1\n"},
@@ -23,6 +25,10 @@ func TestSetKeepsWhatItDoesNotChange(t *testing.T) {
 		"new table":        {"[defaults]\ncpus = 1", "vmm.accelerator", "tcg", "[defaults]\ncpus = 1\n\n[vmm]\naccelerator = \"tcg\"\n"},
 		"dotted":           {"defaults.cpus = 1\nvmm.driver = \"qemu\"\n", "defaults.cpus", "2", "defaults.cpus = 2\nvmm.driver = \"qemu\"\n"},
 		"duration":         {"", "defaults.auto_stop", "30m", "[defaults]\nauto_stop = \"30m\"\n"},
+		"list":             {"[trust]\nkeys = [] # none\n", "registry.insecure", "box:5000, [::1]", "[trust]\nkeys = [] # none\n\n[registry]\ninsecure = [\"box:5000\", \"[::1]\"]\n"},
+		"list in place":    {"[registry]\ninsecure = [\"[::1]\", 'b'] # two\n", "registry.insecure", "box", "[registry]\ninsecure = [\"box\"] # two\n"},
+		"before catalogs":  {"[trust]\nkeys = []\n[[catalog]]\n" + catalog, "registry.insecure", "box", "[trust]\nkeys = []\n[[catalog]]\n" + catalog + "\n[registry]\ninsecure = [\"box\"]\n"},
+		"above catalogs":   {"[limits]\nevents = 500\n[[catalog]]\n" + catalog, "limits.image_size", "1G", "[limits]\nevents = 500\nimage_size = \"1G\"\n[[catalog]]\n" + catalog},
 		"special letters":  {"", "mirror.debian", "file:///a\"b\\c\x01", "[mirror]\ndebian = \"file:///a\\\"b\\\\c\\u0001\"\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,6 +76,9 @@ func TestSetRefuses(t *testing.T) {
 		"duration":      {"", "defaults.auto_stop", "soon", `defaults.auto_stop: "soon" is not a duration such as 30m or 2h, or 0 for never`},
 		"events":        {"", "limits.events", "5", `limits.events: 5 is not between 100 and 1000000`},
 		"broken file":   {"[defaults]\nq = 1\n", "defaults.cpus", "1", `FILE line 2: unknown key "defaults.q", did you mean defaults?`},
+		"a catalog":     {"", "catalog.acme", "x", `catalog.acme: catalogs are tables of their own, which only a person can edit`},
+		"a bad key":     {"", "trust.keys", "RW", `trust.keys: "RW" is not a minisign public key: 56 characters that begin with RW`},
+		"long list":     {"[registry]\ninsecure = [\n\"a\",\n]\n", "registry.insecure", "b", `FILE sets registry.insecure in a way that only a person can edit`},
 		"inline table":  {"defaults = { cpus = 1 }\n", "defaults.cpus", "2", `FILE sets defaults.cpus in a way that only a person can edit`},
 		"long string":   {"[defaults]\nimage = \"\"\"\na\"\"\"\n", "defaults.image", "b", `FILE sets defaults.image in a way that only a person can edit`},
 	} {
@@ -158,5 +167,26 @@ func TestInitWritesTheDefaultsAndRefusesToDoItTwice(t *testing.T) {
 		if s.Line == 0 || s.Value != s.Default || s.Comment == "" {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+func TestShowCatalogs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	const key = "RWS1E5LUbrIqlNcOTOYJAnxYHS7gu9IvwHgUYxyc5uTrLvMpElJYuqXW"
+	text := "# mine\n[[catalog]]\nname = \"acme\"\nurl = \"http://h/c.json\"\nkey = \"" + key + "\"\n[[ catalog ]]\nname = \"b\"\nurl = \"http://h/b.json\"\nkey = \"" + key + "\"\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all, err := Show(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range all[len(keys()):] {
+		got = append(got, fmt.Sprint(s.Key, " ", s.Value, " ", s.Line))
+	}
+	want := []string{"catalog.acme http://h/c.json " + key + " 2", "catalog.b http://h/b.json " + key + " 6"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }

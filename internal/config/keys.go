@@ -12,39 +12,84 @@ import (
 type key struct {
 	name    string // table and key: "defaults.cpus"
 	comment string
-	number  bool // an integer in TOML, else a string
+	kind    kind // how it is written
 	value   func(*Config) string
+}
+
+// kind is how a setting is written in TOML.
+type kind int
+
+const (
+	text   kind = iota
+	number      // an integer
+	list        // of strings; for people, one after the other with commas between
+)
+
+// keyNames lists the names of all settings.
+func keyNames() []string {
+	var names []string
+	for _, k := range keys() {
+		names = append(names, k.name)
+	}
+	return names
 }
 
 // keys lists every setting in the order of the file.
 func keys() []key {
 	return []key{
-		{"defaults.image", "image of a new VM whose creator names none (banger image catalog)", false,
+		{"defaults.image", "image of a new VM whose creator names none (banger image catalog)", text,
 			func(c *Config) string { return c.Defaults.Image }},
-		{"defaults.cpus", "virtual CPUs of a new VM", true,
+		{"defaults.cpus", "virtual CPUs of a new VM", number,
 			func(c *Config) string { return strconv.Itoa(c.Defaults.CPUs) }},
-		{"defaults.memory", "memory of a new VM", false,
+		{"defaults.memory", "memory of a new VM", text,
 			func(c *Config) string { return size(c.Defaults.Memory) }},
-		{"defaults.disk", "virtual size of a new VM's own disk; it takes what is in it", false,
+		{"defaults.disk", "virtual size of a new VM's own disk; it takes what is in it", text,
 			func(c *Config) string { return size(c.Defaults.Disk) }},
-		{"defaults.auto_stop", "stop a VM that nobody has used for so long (\"30m\", \"2h\"); \"0\": never", false,
+		{"defaults.auto_stop", "stop a VM that nobody has used for so long (\"30m\", \"2h\"); \"0\": never", text,
 			func(c *Config) string { return duration(c.Defaults.AutoStop) }},
-		{"limits.events", "how many events are kept", true,
+		{"limits.events", "how many events are kept", number,
 			func(c *Config) string { return strconv.Itoa(c.Limits.Events) }},
-		{"mirror.debian", "base URL of a Debian archive; empty: the one that the host's own apt uses", false,
+		{"limits.image_size", "the most that an image may hold, uncompressed", text,
+			func(c *Config) string { return size(c.Limits.ImageSize) }},
+		{"limits.image_entries", "the most files, directories and links that an image may have", number,
+			func(c *Config) string { return strconv.Itoa(c.Limits.ImageEntries) }},
+		{"limits.download_size", "the most that a bundle from the network may have", text,
+			func(c *Config) string { return size(c.Limits.DownloadSize) }},
+		{"mirror.debian", "base URL of a Debian archive; empty: the one that the host's own apt uses", text,
 			func(c *Config) string { return c.Mirror.Debian }},
-		{"vmm.driver", "virtual machine monitor", false,
+		{"trust.keys", "minisign public keys (\"RW...\") that bundles from the network may be signed with", list,
+			func(c *Config) string { return strings.Join(c.Trust.Keys, ", ") }},
+		{"registry.insecure", "registries (host or host:port), besides those on this host, that are asked by plain HTTP", list,
+			func(c *Config) string { return strings.Join(c.Registry.Insecure, ", ") }},
+		{"vmm.driver", "virtual machine monitor", text,
 			func(c *Config) string { return c.VMM.Driver }},
-		{"vmm.accelerator", "\"auto\", \"kvm\" or \"tcg\" (software emulation)", false,
+		{"vmm.accelerator", "\"auto\", \"kvm\" or \"tcg\" (software emulation)", text,
 			func(c *Config) string { return c.VMM.Accelerator }},
 	}
 }
 
 // literal is a value of the key in TOML.
 func (k *key) literal(value string) string {
-	if k.number {
+	switch k.kind {
+	case number:
 		return value
+	case list:
+		quoted := []string{}
+		for _, word := range splitList(value) {
+			quoted = append(quoted, quote(word))
+		}
+		return "[" + strings.Join(quoted, ", ") + "]"
 	}
+	return quote(value)
+}
+
+// splitList reads a list as people write it: words with commas or spaces between.
+func splitList(value string) []string {
+	return strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })
+}
+
+// quote is a string in TOML.
+func quote(value string) string {
 	var b strings.Builder
 	b.WriteByte('"')
 	for _, r := range value {

@@ -29,6 +29,7 @@ type evidence struct {
 	alive  bool   // a supervisor holds its lock
 	phase  string // what that answers; "" when it does not
 	orphan bool   // its directory is gone
+	lonely bool   // it is one of a daemon's own VMs, and what it was for is gone
 }
 
 // action is what is to be done about it.
@@ -37,7 +38,8 @@ type action string
 const (
 	// keep: nothing runs and the row says so, or what runs is on its way out and the row knows it.
 	keep action = "keep"
-	// destroy: it is half made, because a daemon died in the middle of a create, or half removed. Finish the removal.
+	// destroy: it is half made, because a daemon died in the middle of a create, or half removed, or it was for an
+	// operation that has died. Finish the removal.
 	destroyIt action = "destroy"
 	// watchIt: a supervisor runs it, and what it says will be recorded as it comes: that the guest is ready, that the VM
 	// has ended. One that does not answer is given time: it may be busy, and its VM is the user's.
@@ -57,7 +59,7 @@ const (
 
 // decide is the whole of adoption: every combination of evidence has one outcome.
 //
-//	half made, or deleting     destroy
+//	half made, deleting or lonely  destroy
 //	created, stopped, failed, suspended
 //	  no supervisor                    keep (lament when its directory is gone)
 //	  answers starting, ready, paused  revive
@@ -74,7 +76,7 @@ const (
 func decide(e evidence) action {
 	working := e.phase == phaseStarting || e.phase == phaseReady || e.phase == phasePaused
 	switch {
-	case !e.made || e.state == vm.Deleting:
+	case !e.made || e.state == vm.Deleting || e.lonely:
 		return destroyIt
 	case !e.alive && e.state.Live():
 		return recordEnd
@@ -240,7 +242,7 @@ func (r *run) hearOut(ctx context.Context, e evidence) {
 
 // examine collects the evidence. When no supervisor is alive its lock is held until release, so that none comes up.
 func (f *fleet) examine(ctx context.Context, v store.VM) (evidence, func(), error) {
-	e := evidence{state: v.State, made: v.Made}
+	e := evidence{state: v.State, made: v.Made, lonely: f.abandoned(v)}
 	dir := f.dir(v.ID)
 	if _, err := os.Stat(string(dir)); os.IsNotExist(err) {
 		e.orphan = true

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/operation"
 	"banger/internal/paths"
@@ -96,11 +98,11 @@ func (s *vmService) check(ctx context.Context, spec *vm.Spec) error {
 	if err := s.checkCPUs(s.cfg.Settings.VMM.Driver, spec.CPUs, "banger vm run --cpus %d"); err != nil {
 		return err
 	}
-	if err := s.images.check(ctx, spec.Image); err != nil {
+	if err := s.images.Check(ctx, spec.Image); err != nil {
 		return err
 	}
 	if spec.Kernel != "" {
-		if err := s.kernels.check(ctx, spec.Kernel); err != nil {
+		if err := s.kernels.Check(ctx, spec.Kernel); err != nil {
 			return err
 		}
 	}
@@ -177,7 +179,7 @@ func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progr
 			return store.VM{}, err
 		}
 		spec := o.spec
-		spec.Kernel = krn.Name
+		spec.Image, spec.Kernel = img.Ref(), krn.Ref()
 		v := store.VM{
 			ID: id, Spec: spec, MachineID: machineID(), Driver: s.cfg.Settings.VMM.Driver, ImageDigest: img.Digest,
 			KernelDigest: krn.Digest, KernelVersion: krn.Version, State: vm.Created, CreatedAt: time.Now().UTC().Truncate(time.Millisecond),
@@ -197,15 +199,17 @@ func (s *vmService) resolve(ctx context.Context, spec *vm.Spec, report progress.
 	}
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() (err error) {
-		krn, err = s.kernels.ensure(ctx, kernelName, report)
+		krn, err = s.kernels.Ensure(ctx, library.Request{Reference: kernelName}, report)
 		return err
 	})
 	both.Go(func() (err error) {
-		img, err = s.images.ensure(ctx, spec.Image, report)
+		img, err = s.images.Ensure(ctx, library.Request{Reference: spec.Image}, report)
 		return err
 	})
-	err = both.Wait()
-	return img, krn, err
+	if err = both.Wait(); err != nil {
+		return img, krn, err
+	}
+	return img, krn, fits(img, krn)
 }
 
 // kernelOf is the name of the kernel of a VM: its own, or the one of its image, which need not be here yet.
@@ -213,15 +217,26 @@ func (s *vmService) kernelOf(ctx context.Context, spec *vm.Spec) (string, error)
 	if spec.Kernel != "" {
 		return spec.Kernel, nil
 	}
-	img, here, err := s.images.local(ctx, spec.Image)
+	img, here, err := s.images.Local(ctx, spec.Image)
 	if err != nil {
 		return "", err
 	}
 	if here {
-		return orElse(img.Kernel, s.kernels.standard()), nil
+		return orElse(img.Kernel, standardKernel(ctx, s.kernels)), nil
 	}
-	item, err := s.images.source.Find(spec.Image)
-	return orElse(item.Kernel, s.kernels.standard()), err
+	item, err := s.images.Source().Find(ctx, spec.Image)
+	return orElse(item.Kernel, standardKernel(ctx, s.kernels)), err
+}
+
+// fits refuses what is for another machine than this one.
+func fits(img, krn Artifact) error {
+	for kind, a := range map[string]Artifact{"image": img, "kernel": krn} {
+		if a.Arch != "" && a.Arch != runtime.GOARCH {
+			return fault.New(fault.Invalid, "%s %s is for %s, this host is %s", kind, a.Ref(), a.Arch, runtime.GOARCH).
+				WithHint("banger %s pull --force %s", kind, a.Ref())
+		}
+	}
+	return nil
 }
 
 // insert reserves the name. It is all that createMu is held for.

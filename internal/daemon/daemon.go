@@ -2,23 +2,24 @@
 // and gone without loss at any moment. VMs do not depend on it: each has a supervisor of its own, and a new daemon
 // adopts those that run (adopt.go).
 //
-// It is split by resource. A service (vms.go, images.go, ops.go, events.go, fsck.go, status.go) is one Connect handler and
-// holds no state; behind them are the fleet (running VMs), two libraries (images and kernels), the operation registry and
-// the store. What the daemon does by itself, again and again, is in guard.go: the fleet's reconciliation (adopt.go), its
+// It is split by resource. A service (vms.go, images.go, kernels.go, ops.go, events.go, fsck.go, status.go) is one Connect
+// handler and holds no state; behind them are the fleet (running VMs), two libraries (images and kernels, package library),
+// the builder of images, the operation registry and the store. What the daemon does by itself, again and again, is in guard.go: the fleet's reconciliation (adopt.go), its
 // idle policy (idle.go) and its restart policy (restart.go).
 //
 // Locks, in the order in which they may be taken:
 //
-//	fleet.locks[id] -> { vmService.createMu, shelf.publishMu } -> leaves (fleet.mu, run.mu, the registry's, the store's)
+//	fleet.locks[id] -> { vmService.createMu, the libraries' shelf } -> leaves (fleet.mu, run.mu, the registry's, the store's)
 //
 // Only the lock of a VM is held across anything that takes long: what happens to one VM happens one after the other.
-// createMu covers the reservation of a name, publishMu the move of a finished image or kernel to its place.
+// createMu covers the reservation of a name, the shelf's the move of a finished image or kernel to its place.
 package daemon
 
 import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -29,8 +30,13 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/config"
+	"banger/internal/daemon/builder"
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
+	"banger/internal/image/blob"
+	"banger/internal/image/build"
+	"banger/internal/image/layer"
 	"banger/internal/operation"
 	"banger/internal/paths"
 	"banger/internal/rpc"
@@ -45,14 +51,17 @@ const (
 	drainLimit = 5 * time.Second  // for calls to get their answers
 )
 
+// partialAge is how long a download that was broken off is kept, so that the next one goes on where it ended.
+const partialAge = 7 * 24 * time.Hour
+
 // Config is everything a daemon needs. The composition root fills it in:
 //
 //	settings, err := config.Load(p.ConfigFile())
 //	d, err := daemon.New(daemon.Config{
 //		Paths: p, Build: version.Build(), Log: log, Settings: settings,
 //		Drivers:    map[string]hypervisor.Driver{"qemu": qemu.New(...)},
-//		Images:     daemon.Images(settings.Mirror.Debian),
-//		Kernels:    daemon.Kernels(settings.Mirror.Debian),
+//		Images:     daemon.Images(p, settings),
+//		Kernels:    daemon.Kernels(p, settings),
 //		FormatDisk: ext4.CopyFormatted,
 //		Initramfs:  daemon.Initramfs(agentbin.Binary),
 //		SupervisorCommand: []string{executable, "supervisor", "run"},
@@ -172,8 +181,8 @@ func (d *Daemon) serve(p *parts) error {
 	if err := p.fleet.rebuild(d.stopCtx); err != nil {
 		return err
 	}
-	p.images.adoptOrphans(d.stopCtx)
-	p.kernels.adoptOrphans(d.stopCtx)
+	p.images.Adopt(d.stopCtx)
+	p.kernels.Adopt(d.stopCtx)
 	if err := p.fleet.reconcile(d.stopCtx, true); err != nil {
 		return err
 	}
@@ -231,24 +240,30 @@ type parts struct {
 	daemon  *Daemon
 	store   *store.Store
 	ops     *operation.Registry[string]
-	images  *library
-	kernels *library
+	images  *library.Library
+	kernels *library.Library
+	blobs   *blob.Store
+	builder *builder.Builder
 	fleet   *fleet
+	shelf   *library.Shelf
 	started time.Time
 }
 
 func newParts(d *Daemon, db *store.Store) *parts {
 	p := &parts{daemon: d, store: db, ops: operation.New[string](), started: time.Now()}
-	shelf := &shelf{paths: d.cfg.Paths, store: db, log: d.log}
-	p.images = &library{
-		kind: store.Image, source: d.cfg.Images, shelf: shelf, ops: p.ops, dir: d.cfg.Paths.Image, root: d.cfg.Paths.Images(),
-	}
-	p.kernels = &library{
-		kind: store.Kernel, source: d.cfg.Kernels, shelf: shelf, ops: p.ops, dir: d.cfg.Paths.Kernel, root: d.cfg.Paths.Kernels(),
-	}
+	p.blobs = blob.Open(d.cfg.Paths.Blobs())
+	p.shelf = library.NewShelf(d.cfg.Paths, db, d.log, d.cfg.Step)
+	p.kernels = library.Kernels(p.shelf, d.cfg.Kernels, p.ops)
+	p.images = library.Images(p.shelf, d.cfg.Images, p.ops, p.kernels)
 	p.fleet = newFleet(d.cfg, d.log, db, d.stopCtx.Done(), func(ctx context.Context, v store.VM) {
-		p.images.collect(ctx, v.ImageDigest)
-		p.kernels.collect(ctx, v.KernelDigest)
+		p.images.Collect(ctx, v.ImageDigest)
+		p.kernels.Collect(ctx, v.KernelDigest)
+	})
+	p.builder = builder.New(builder.Config{
+		Paths: d.cfg.Paths, Log: d.log, Images: p.images, Kernels: p.kernels, Shelf: p.shelf, Blobs: p.blobs,
+		Machines: ownVMs{d.cfg, p.fleet}, Insecure: d.cfg.Settings.Registry.Insecure,
+		Limits:         layer.Limits{Size: int64(min(d.cfg.Settings.Limits.ImageSize, math.MaxInt64)), Entries: d.cfg.Settings.Limits.ImageEntries},
+		StandardKernel: func(ctx context.Context) string { return standardKernel(ctx, p.kernels) }, Step: d.cfg.Step,
 	})
 	return p
 }
@@ -258,7 +273,7 @@ func (p *parts) handler() http.Handler {
 	cfg := p.daemon.cfg
 	options := connect.WithHandlerOptions(
 		connect.WithInterceptors(rpc.Faults(p.daemon.log)),
-		connect.WithReadMaxBytes(1<<20),
+		connect.WithReadMaxBytes(4<<20),           // a build's script may have 1 MiB
 		connect.WithCompression("gzip", nil, nil), // a socket on the same host: packing only costs
 	)
 	mux := http.NewServeMux()
@@ -268,8 +283,10 @@ func (p *parts) handler() http.Handler {
 	mux.Handle(bangerv1connect.NewEventServiceHandler(&eventService{store: p.store, stopping: p.daemon.stopCtx.Done()}, options))
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(&fsckService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(&operationService{ops: p.ops}, options))
-	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{lib: p.images, store: p.store, standard: cfg.Settings.Defaults.Image}, options))
-	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{lib: p.kernels}, options))
+	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{
+		parts: p, lib: p.images, kernels: p.kernels, blobs: p.blobs, builder: p.builder, ops: p.ops, standard: cfg.Settings.Defaults.Image,
+	}, options))
+	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{parts: p, lib: p.kernels, ops: p.ops}, options))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(&daemonService{
 		cfg: cfg, store: p.store, ops: p.ops, started: p.started, shutdown: func() { p.daemon.stop(errShutdown) },
 	}, options))
@@ -280,14 +297,21 @@ func (p *parts) handler() http.Handler {
 // make something in these places. It takes its time in the background: nothing waits for it.
 func (p *parts) sweep(ctx context.Context) {
 	dirs := p.daemon.cfg.Paths
-	discard := func(ctx context.Context, dir string) error { return p.images.discard(ctx, dir) }
 	for _, dir := range list(dirs.Staging()) {
 		p.fleet.wg.Go(func() {
-			if err := discard(ctx, dir); err != nil {
+			if err := errors.Join(builder.Sweep(dir), p.images.Discard(ctx, dir)); err != nil {
 				p.daemon.log.Warn("cannot remove a leftover", "dir", dir, "error", err)
 			}
 		})
 	}
+	p.fleet.wg.Go(func() {
+		if _, err := p.blobs.Sweep(partialAge); err != nil {
+			p.daemon.log.Warn("cannot remove downloads that were broken off", "error", err)
+		}
+		if err := build.OpenCache(dirs.BuildCache()).Sweep(time.Hour); err != nil {
+			p.daemon.log.Warn("cannot remove what a build has left", "error", err)
+		}
+	})
 	for _, root := range []string{dirs.VMs(), dirs.Images(), dirs.Kernels()} {
 		for _, dir := range list(root) {
 			if !strings.HasPrefix(name(dir), removedPrefix) {

@@ -243,21 +243,21 @@ func TestImagesAndKernels(t *testing.T) {
 		t.Errorf("%d pulls of what is here", n)
 	}
 	v := h.create("dev")
-	list := func() *bangerv1.Image {
+	list := func(n int) *bangerv1.Image {
 		resp, err := h.imgs.List(t.Context(), connect.NewRequest(&bangerv1.ListImagesRequest{}))
-		if err != nil || len(resp.Msg.GetImages()) != 1 {
+		if err != nil || len(resp.Msg.GetImages()) != n {
 			t.Fatalf("%v, %v", resp, err)
 		}
 		return resp.Msg.GetImages()[0]
 	}
-	if img := list(); img.GetName() != "small" || fmt.Sprint(img.GetUsedBy()) != "[dev]" || img.GetUsedBytes() == 0 || img.GetDigest() != v.GetImageDigest() {
+	if img := list(1); img.GetName() != "small" || fmt.Sprint(img.GetUsedBy()) != "[dev]" || img.GetUsedBytes() == 0 || img.GetDigest() != v.GetImageDigest() {
 		t.Errorf("%v", img)
 	}
 	// Anew: the vm stays on the old one, which goes with it.
 	if op := pull(true); op.GetState() != "done" {
 		t.Errorf("%v", op)
 	}
-	if img := list(); img.GetDigest() == v.GetImageDigest() || len(img.GetUsedBy()) != 0 {
+	if img := list(2); img.GetName() != "small" || img.GetDigest() == v.GetImageDigest() || len(img.GetUsedBy()) != 0 {
 		t.Errorf("%v", img)
 	}
 	if n := len(h.ls(h.paths.Images())); n != 2 {

@@ -1,11 +1,14 @@
 package daemon_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -14,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
@@ -64,6 +68,7 @@ type fake struct {
 	changed chan struct{}
 	stop    chan string
 	seen    chan struct{} // gets a value when somebody was told that the guest is ready
+	ran     []string      // the command that was executed last
 }
 
 func superviseFake(dir vmdir.Dir) error {
@@ -223,6 +228,85 @@ func (f *fake) GrowDisk(context.Context, *connect.Request[bangerv1.SupervisorGro
 		return nil, err
 	}
 	return connect.NewResponse(&bangerv1.SupervisorGrowDiskResponse{DiskBytes: uint64(info.Size())}), nil
+}
+
+// Exec plays a guest that can do what builds need. The words of a command are what it prints and what it "changes" in the
+// root file system; the first of them may be "fail", "hang" or "nothing".
+func (f *fake) Exec(ctx context.Context, stream *connect.BidiStream[bangerv1.ExecRequest, bangerv1.ExecResponse]) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(f.launch.Machine.Disks[0].Path); err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{Started: &bangerv1.ExecStarted{Pid: 1}}}); err != nil {
+		return err
+	}
+	var out []byte
+	code := int32(0)
+	f.mu.Lock()
+	ran := f.ran
+	f.mu.Unlock()
+	switch {
+	case start.GetTool() == agentwire.ToolArchive:
+		out = tarOf("etc/", "etc/os-release")
+	case start.GetTool() == agentwire.ToolChanges && ran[0] == "nothing":
+		out = tarOf()
+	case start.GetTool() == agentwire.ToolChanges:
+		out = tarOf(ran...)
+	default:
+		words := start.GetArgv()
+		if start.GetStdin() {
+			words = append(words, string(readStdin(stream)))
+		}
+		f.mu.Lock()
+		f.ran = words
+		f.mu.Unlock()
+		out = []byte(strings.Join(words, "\n"))
+		switch words[0] {
+		case "fail":
+			code = 3
+		case "hang":
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}
+	if err := stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Stdout{Stdout: out}}); err != nil {
+		return err
+	}
+	return stream.Send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Exited{Exited: &bangerv1.ExecExited{Code: code}}})
+}
+
+func readStdin(stream *connect.BidiStream[bangerv1.ExecRequest, bangerv1.ExecResponse]) (all []byte) {
+	for {
+		msg, err := stream.Receive()
+		if err != nil || msg.GetStdinEof() {
+			return all
+		}
+		all = append(all, msg.GetStdin()...)
+	}
+}
+
+// tarOf is a tar with directories, whose names end in a slash, and files that hold their own names.
+func tarOf(names ...string) []byte {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range names {
+		h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(name))}
+		if strings.HasSuffix(name, "/") {
+			h.Typeflag, h.Mode, h.Size = tar.TypeDir, 0o755, 0
+		}
+		if err := w.WriteHeader(h); err != nil {
+			panic(err)
+		}
+		if h.Size > 0 {
+			_, _ = w.Write([]byte(name))
+		}
+	}
+	_ = w.Close()
+	return b.Bytes()
 }
 
 func (f *fake) Status(context.Context, *connect.Request[bangerv1.SupervisorStatusRequest]) (*connect.Response[bangerv1.SupervisorStatus], error) {

@@ -55,6 +55,7 @@ type fleet struct {
 	runs      map[vm.ID]*run
 	comebacks map[vm.ID]*comeback
 	reported  map[string]bool // directories without a row that were logged
+	own       map[vm.ID]bool  // hidden VMs that an operation of this daemon has made
 }
 
 // newFleet returns a fleet without VMs. released is called when a VM is gone for good.
@@ -62,6 +63,7 @@ func newFleet(cfg Config, log *slog.Logger, db *store.Store, stopping <-chan str
 	f := &fleet{
 		cfg: cfg, log: log, store: db, stopping: stopping, released: released, starts: make(chan struct{}, restartsAtOnce),
 		runs: make(map[vm.ID]*run), comebacks: make(map[vm.ID]*comeback), reported: make(map[string]bool),
+		own: make(map[vm.ID]bool),
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f

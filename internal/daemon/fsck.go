@@ -79,7 +79,7 @@ func (c *checker) run(ctx context.Context) error {
 	c.staging(ctx)
 	c.artifacts(ctx, c.images)
 	c.artifacts(ctx, c.kernels)
-	c.initramfs()
+	c.initramfs(ctx)
 	c.corrupt()
 	return ctx.Err()
 }

@@ -6,7 +6,7 @@ import (
 	"os"
 	"strings"
 
-	"banger/internal/fault"
+	"banger/internal/daemon/library"
 	"banger/internal/vm"
 )
 
@@ -37,62 +37,54 @@ func (c *checker) staging(ctx context.Context) {
 		return
 	}
 	for _, dir := range list(c.paths.Staging()) {
-		c.find(findStaging, dir, "no operation runs that makes it", "it is removed", func() error { return c.images.discard(ctx, dir) })
+		c.find(findStaging, dir, "no operation runs that makes it", "it is removed", func() error { return c.images.Discard(ctx, dir) })
 	}
 }
 
 // artifacts compares the rows of images or kernels with their directories.
-func (c *checker) artifacts(ctx context.Context, l *library) {
-	rows, err := c.store.Artifacts(ctx, l.kind)
+func (c *checker) artifacts(ctx context.Context, l *library.Library) {
+	rows, err := c.store.Artifacts(ctx, l.Kind())
 	if err != nil {
 		return
 	}
-	named := map[string]bool{}
 	for _, row := range rows {
-		dir := l.dir(row.Digest)
-		named[dir] = true
-		_, err := l.source.Load(dir)
+		_, err := l.Source().Load(l.Dir(row.Digest))
 		if err == nil {
 			continue
 		}
 		users := c.users(l, row.Digest)
-		message := fmt.Sprintf("%s %s has no usable files: %v", l.kind, row.Name, err)
+		message := fmt.Sprintf("%s %s has no usable files: %v", l.Kind(), row.Name, err)
 		if len(users) > 0 {
 			c.find(findRowWithoutFiles, row.Name, message+"; "+strings.Join(users, ", ")+" cannot start without it", "", nil)
 			continue
 		}
 		c.find(findRowWithoutFiles, row.Name, message, "it is forgotten, and pulled when it is needed",
-			func() error { return c.store.DeleteArtifact(ctx, l.kind, row.Name) })
+			func() error { return c.store.DeleteArtifact(ctx, l.Kind(), row.Name) })
 	}
-	for _, dir := range list(l.root) {
-		if named[dir] || strings.HasPrefix(name(dir), ".") {
-			continue
-		}
-		c.orphan(ctx, l, dir)
+	strays, err := l.Strays(ctx)
+	if err != nil {
+		return
+	}
+	for _, s := range strays {
+		c.stray(ctx, l, s)
 	}
 }
 
-// orphan looks at the directory of an image or a kernel that no name stands for. VMs may still use it.
-func (c *checker) orphan(ctx context.Context, l *library, dir string) {
-	a, err := l.source.Load(dir)
-	if err != nil || l.dir(a.Digest) != dir {
-		c.find(findUnusableArtifact, dir, fmt.Sprintf("no %s that this banger can use: %v", l.kind, err), "", nil)
+// stray tells of the directory of an image or a kernel that no name stands for and no VM uses.
+func (c *checker) stray(ctx context.Context, l *library.Library, s library.Stray) {
+	if s.Problem != "" {
+		c.find(findUnusableArtifact, s.Dir, fmt.Sprintf("no %s that this banger can use: %s", l.Kind(), s.Problem), "", nil)
 		return
 	}
-	if len(c.users(l, a.Digest)) > 0 {
-		return // an older one that VMs were made with
+	repair := "its name stands for it again"
+	if s.Replaced {
+		repair = "it is removed: its name stands for another one, and no vm uses it"
 	}
-	repair, mend := "its name stands for it again", func() error { return l.adopt(ctx, a) }
-	if _, err := c.store.Artifact(ctx, l.kind, a.Name); err == nil {
-		repair = "it is removed: its name stands for a newer one, and no vm uses it"
-	} else if !fault.Is(err, fault.NotFound) {
-		return
-	}
-	c.find(findFilesWithoutRow, dir, fmt.Sprintf("%s %s has no row", l.kind, a.Name), repair, mend)
+	c.find(findFilesWithoutRow, s.Dir, fmt.Sprintf("%s %s has no row", l.Kind(), s.Name), repair, func() error { return s.Mend(ctx) })
 }
 
 // users are the names of the VMs that were made with a digest.
-func (c *checker) users(l *library, digest string) []string {
+func (c *checker) users(l *library.Library, digest string) []string {
 	var names []string
 	for _, v := range c.rows {
 		if l == c.images && v.ImageDigest == digest || l == c.kernels && v.KernelDigest == digest {
@@ -103,29 +95,12 @@ func (c *checker) users(l *library, digest string) []string {
 }
 
 // initramfs looks for files that no kernel of this host and no VM that runs uses: those of older bangers.
-func (c *checker) initramfs() {
-	used := map[string]bool{}
-	for id, v := range c.rows {
-		if !v.State.Live() {
-			continue
-		}
-		l, err := c.fleet.dir(id).ReadLaunch()
-		if err != nil {
-			return // one that is starting now: nothing can be said
-		}
-		used[l.Machine.Initramfs] = true
+func (c *checker) initramfs(ctx context.Context) {
+	files, err := c.staleInitramfs(ctx)
+	if err != nil {
+		return
 	}
-	for _, dir := range list(c.paths.Kernels()) {
-		if strings.HasPrefix(name(dir), ".") {
-			continue
-		}
-		if path, err := c.daemon.cfg.Initramfs(c.paths.Initramfs(), dir); err == nil {
-			used[path] = true
-		}
-	}
-	for _, file := range list(c.paths.Initramfs()) {
-		if !used[file] && strings.HasSuffix(file, ".cpio") {
-			c.find(findOldInitramfs, file, "no kernel of this banger uses it", "it is removed", func() error { return os.Remove(file) })
-		}
+	for _, file := range files {
+		c.find(findOldInitramfs, file, "no kernel of this banger uses it", "it is removed", func() error { return os.Remove(file) })
 	}
 }

@@ -74,10 +74,23 @@ func fakeConfig(p paths.Paths, images, kernels *daemontest.Catalog) daemon.Confi
 		Paths: p, Build: "test", Settings: settings,
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		Drivers: map[string]hypervisor.Driver{"fake": driver{}},
-		Images:  images.Source(), Kernels: kernels.Source(),
+		Images:  withFiles(images.Source(), daemon.Images(p, settings)), Kernels: withNames(kernels.Source(), daemon.Kernels(p, settings)),
 		FormatDisk: daemontest.FormatDisk, Initramfs: daemontest.Initramfs,
 		SupervisorCommand: []string{os.Args[0], "fake-supervisor"},
 	}
+}
+
+// withFiles is a fake source of images in which files of the host can be registered and built on for real.
+func withFiles(fake, real daemon.Source) daemon.Source {
+	both := fake
+	both.Register, both.CheckName, both.Names = real.Register, real.CheckName, real.Names
+	both.Load = func(dir string) (daemon.Artifact, error) {
+		if a, err := fake.Load(dir); err == nil {
+			return a, nil
+		}
+		return real.Load(dir)
+	}
+	return both
 }
 
 // newHost returns a host on which no daemon runs. At the end of the test every supervisor is killed. The test becomes
@@ -347,6 +360,13 @@ func (h *host) inOrder() {
 	for _, wrong := range daemontest.Settle(h.paths, 10*time.Second, h.list) {
 		h.t.Error(wrong)
 	}
+	resp, err := h.imgs.List(h.t.Context(), connect.NewRequest(&bangerv1.ListImagesRequest{}))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, wrong := range daemontest.CheckImages(h.paths, resp.Msg.GetImages()) {
+		h.t.Error(wrong)
+	}
 }
 
 // stop stops a VM.
@@ -417,4 +437,10 @@ func (h *host) kinds(ref string) []string {
 		all = append(all, text)
 	}
 	return all
+}
+
+// withNames is a fake source of kernels that is as strict about names as the real one.
+func withNames(fake, real daemon.Source) daemon.Source {
+	fake.CheckName = real.CheckName
+	return fake
 }

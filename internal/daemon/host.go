@@ -72,7 +72,10 @@ func takeLock(path string) (unlock func(), err error) {
 		f.Close()
 		return nil, fault.Wrap(fault.Internal, err, "lock %s", path)
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a child that has not got as far as exec has the descriptor too
+		f.Close()
+	}, nil
 }
 
 // rotateLog moves a log that has grown too large aside and goes on in a new one, if it is where this process's stderr

@@ -5,99 +5,135 @@ import (
 
 	"connectrpc.com/connect"
 
-	"banger/internal/store"
+	"banger/internal/daemon/builder"
+	"banger/internal/daemon/library"
+	"banger/internal/fault"
+	"banger/internal/image/blob"
+	"banger/internal/image/source"
+	"banger/internal/operation"
 	bangerv1 "banger/proto/banger/v1"
-	"banger/proto/banger/v1/bangerv1connect"
 )
 
-// imageService is the wire's ImageService.
+// imageService is the wire's ImageService. What makes images is in makeimage.go, prune in prune.go.
 type imageService struct {
-	bangerv1connect.UnimplementedImageServiceHandler // TODO(daemon): goes when every call is there
-	lib                                              *library
-	store                                            *store.Store
-	standard                                         string // the image of VMs that name none
+	parts   *parts
+	lib     *library.Library
+	kernels *library.Library
+	blobs   *blob.Store
+	builder *builder.Builder
+	ops     *operation.Registry[string]
+	// standard is the image of VMs that name none.
+	standard string
 }
 
 // List implements the RPC.
 func (s *imageService) List(ctx context.Context, _ *connect.Request[bangerv1.ListImagesRequest]) (*connect.Response[bangerv1.ListImagesResponse], error) {
-	vms, err := s.store.VMs(ctx)
+	entries, err := s.lib.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	users := map[string][]string{}
-	for _, v := range vms {
-		users[v.ImageDigest] = append(users[v.ImageDigest], string(v.Name()))
+	p := s.parts.daemon.cfg.Paths
+	return connect.NewResponse(&bangerv1.ListImagesResponse{
+		Images: convert(entries, s.proto), CacheBytes: library.Usage(p.Blobs()) + library.Usage(p.BuildCache()),
+	}), nil
+}
+
+// Get implements the RPC.
+func (s *imageService) Get(ctx context.Context, req *connect.Request[bangerv1.GetImageRequest]) (*connect.Response[bangerv1.Image], error) {
+	return s.show(ctx, req.Msg.GetRef())
+}
+
+func (s *imageService) show(ctx context.Context, ref string) (*connect.Response[bangerv1.Image], error) {
+	e, err := s.lib.Show(ctx, ref)
+	if err != nil {
+		return nil, err
 	}
-	out := &bangerv1.ListImagesResponse{}
-	err = s.lib.each(ctx, func(a Artifact, used uint64) {
-		out.Images = append(out.Images, &bangerv1.Image{
-			Name: a.Name, Digest: a.Digest, Source: a.Source, SizeBytes: a.Size, UsedBytes: used,
-			CreatedAtMs: millis(a.Created), Kernel: a.Kernel, UsedBy: users[a.Digest],
-		})
-	})
-	return connect.NewResponse(out), err
+	return connect.NewResponse(s.proto(e)), nil
 }
 
 // Catalog implements the RPC.
-func (s *imageService) Catalog(ctx context.Context, _ *connect.Request[bangerv1.ImageCatalogRequest]) (*connect.Response[bangerv1.ImageCatalogResponse], error) {
-	entries, err := s.lib.catalog(ctx, s.standard)
-	return connect.NewResponse(&bangerv1.ImageCatalogResponse{Entries: entries}), err
+func (s *imageService) Catalog(ctx context.Context, req *connect.Request[bangerv1.ImageCatalogRequest]) (*connect.Response[bangerv1.ImageCatalogResponse], error) {
+	entries, warnings, err := catalogProto(ctx, s.lib, req.Msg.GetRefresh(), s.standard)
+	return connect.NewResponse(&bangerv1.ImageCatalogResponse{Entries: entries, Warnings: warnings}), err
 }
 
 // Pull implements the RPC.
-func (s *imageService) Pull(_ context.Context, req *connect.Request[bangerv1.PullImageRequest]) (*connect.Response[bangerv1.PullImageResponse], error) {
-	id, err := s.lib.begin(orElse(req.Msg.GetReference(), s.standard), req.Msg.GetForce())
+func (s *imageService) Pull(ctx context.Context, req *connect.Request[bangerv1.PullImageRequest]) (*connect.Response[bangerv1.PullImageResponse], error) {
+	m := req.Msg
+	arch, err := library.ParsePlatform(m.GetPlatform())
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.lib.Pull(ctx, library.Request{
+		Reference: orElse(m.GetReference(), s.standard), Name: m.GetName(), Arch: arch, Force: m.GetForce(), Keys: m.GetKeys(), SHA256: m.GetSha256(),
+	})
 	return connect.NewResponse(&bangerv1.PullImageResponse{OperationId: id}), err
 }
 
-// kernelService is the wire's KernelService.
-type kernelService struct {
-	bangerv1connect.UnimplementedKernelServiceHandler // TODO(daemon): goes when every call is there
-	lib                                               *library
-}
-
-// List implements the RPC.
-func (s *kernelService) List(ctx context.Context, _ *connect.Request[bangerv1.ListKernelsRequest]) (*connect.Response[bangerv1.ListKernelsResponse], error) {
-	out := &bangerv1.ListKernelsResponse{}
-	err := s.lib.each(ctx, func(a Artifact, used uint64) {
-		out.Kernels = append(out.Kernels, &bangerv1.Kernel{
-			Name: a.Name, Version: a.Version, Digest: a.Digest, Source: a.Source, UsedBytes: used, CreatedAtMs: millis(a.Created),
-		})
-	})
-	return connect.NewResponse(out), err
-}
-
-// Catalog implements the RPC.
-func (s *kernelService) Catalog(ctx context.Context, _ *connect.Request[bangerv1.KernelCatalogRequest]) (*connect.Response[bangerv1.KernelCatalogResponse], error) {
-	entries, err := s.lib.catalog(ctx, s.lib.standard())
-	return connect.NewResponse(&bangerv1.KernelCatalogResponse{Entries: entries}), err
-}
-
-// Pull implements the RPC.
-func (s *kernelService) Pull(_ context.Context, req *connect.Request[bangerv1.PullKernelRequest]) (*connect.Response[bangerv1.PullKernelResponse], error) {
-	id, err := s.lib.begin(orElse(req.Msg.GetReference(), s.lib.standard()), req.Msg.GetForce())
-	return connect.NewResponse(&bangerv1.PullKernelResponse{OperationId: id}), err
-}
-
-// standard is the first item of the catalog, or "".
-func (l *library) standard() string {
-	if items := l.source.Catalog(); len(items) > 0 {
-		return items[0].Name
-	}
-	return ""
-}
-
-// catalog is the library's catalog for the wire.
-func (l *library) catalog(ctx context.Context, standard string) ([]*bangerv1.CatalogEntry, error) {
-	here, err := l.present(ctx)
+// Tag implements the RPC.
+func (s *imageService) Tag(ctx context.Context, req *connect.Request[bangerv1.TagImageRequest]) (*connect.Response[bangerv1.Image], error) {
+	found, err := s.lib.Tag(ctx, req.Msg.GetRef(), req.Msg.GetName(), req.Msg.GetForce())
 	if err != nil {
 		return nil, err
 	}
-	return convert(l.source.Catalog(), func(i Item) *bangerv1.CatalogEntry {
+	return s.show(ctx, found.Name)
+}
+
+// Remove implements the RPC.
+func (s *imageService) Remove(ctx context.Context, req *connect.Request[bangerv1.RemoveImageRequest]) (*connect.Response[bangerv1.RemoveImageResponse], error) {
+	gone, err := s.lib.Remove(ctx, req.Msg.GetRef())
+	return connect.NewResponse(&bangerv1.RemoveImageResponse{Name: gone.Name, Digest: gone.Digest, FreedBytes: gone.Freed}), err
+}
+
+// proto is an image on the wire.
+func (s *imageService) proto(e library.Entry) *bangerv1.Image {
+	out := &bangerv1.Image{
+		Name: e.Name, Names: e.Names, Digest: e.Digest, Source: e.Source, Origin: e.Origin, Arch: e.Arch, SizeBytes: e.Size,
+		UsedBytes: e.Used, SharedBytes: e.Shared, CreatedAtMs: millis(e.Created), Kernel: e.Kernel, UsedBy: e.UsedBy,
+		Unmanaged: e.Unmanaged, Problem: e.Problem, Config: configProto(e.Config),
+	}
+	if !e.Lost {
+		out.Rootfs = rootfsOf(e.Artifact)
+	}
+	for _, l := range e.Layers {
+		_, present := s.blobs.Stat(l.Digest)
+		out.Layers = append(out.Layers, &bangerv1.ImageLayer{
+			MediaType: l.MediaType, Digest: l.Digest, SizeBytes: uint64(max(l.Size, 0)), Present: present,
+		})
+	}
+	return out
+}
+
+func configProto(c source.Config) *bangerv1.ImageConfig {
+	return &bangerv1.ImageConfig{
+		Entrypoint: c.Entrypoint, Cmd: c.Cmd, User: c.User, Workdir: c.Workdir, Env: c.Env, ExposedPorts: c.ExposedPorts,
+		Labels: c.Labels, StopSignal: c.StopSignal, Shell: c.Shell,
+	}
+}
+
+// catalogProto is the catalog of a library on the wire.
+func catalogProto(ctx context.Context, lib *library.Library, refresh bool, standard string) ([]*bangerv1.CatalogEntry, []string, error) {
+	here, err := lib.Present(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	items, warnings := lib.Source().Catalog(ctx, refresh)
+	return convert(items, func(i Item) *bangerv1.CatalogEntry {
 		return &bangerv1.CatalogEntry{
-			Name: i.Name, Description: i.Description, Source: i.Source, Present: here[i.Name], IsDefault: i.Name == standard,
+			Name: i.Name, Description: i.Description, Source: i.Source, Present: here[i.Name], IsDefault: i.Name == standard, Catalog: i.Catalog,
 		}
-	}), nil
+	}), warnings, nil
+}
+
+// needPath returns a fault when what a client gave is not the absolute path that the wire asks for.
+func needPath(what, path string) error {
+	if path == "" {
+		return fault.New(fault.Invalid, "the %s is not named", what)
+	}
+	if path[0] != '/' {
+		return fault.New(fault.Invalid, "the %s %q is not an absolute path", what, path)
+	}
+	return nil
 }
 
 // orElse returns s, or fallback when s is empty.

@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"banger/internal/agentwire"
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
-	"banger/internal/image"
+	"banger/internal/image/source"
 	"banger/internal/kernel"
 	"banger/internal/netstack"
 	"banger/internal/paths"
 	"banger/internal/store"
+	"banger/internal/vm"
 	"banger/internal/vmdir"
 )
 
@@ -38,10 +40,10 @@ func (f *fleet) launch(v store.VM) (vmdir.Launch, error) {
 		return vmdir.Launch{}, fault.Wrap(fault.Unavailable, err, "its disk is gone").WithHint("banger vm rm %s", v.Name())
 	}
 	p := f.cfg.Paths
-	kernelDir, imageDir := p.Kernel(v.KernelDigest), p.Image(v.ImageDigest)
-	img, err := f.cfg.Images.Load(imageDir)
+	kernelDir := p.Kernel(v.KernelDigest)
+	img, err := f.rootOf(v)
 	if err != nil {
-		return vmdir.Launch{}, fault.Context(err, "image %s", v.Spec.Image)
+		return vmdir.Launch{}, err
 	}
 	ramdisk, err := f.cfg.Initramfs(p.Initramfs(), kernelDir)
 	if err != nil {
@@ -55,7 +57,7 @@ func (f *fleet) launch(v store.VM) (vmdir.Launch, error) {
 			ID: string(v.ID), Name: string(v.Name()), CPUs: v.Spec.CPUs, Memory: v.Spec.Memory,
 			Kernel: filepath.Join(kernelDir, kernel.ImageFile), Initramfs: ramdisk,
 			Disks: []hypervisor.Disk{
-				{Path: image.Rootfs(imageDir), ReadOnly: true, Serial: serialImage},
+				{Path: img.Rootfs, ReadOnly: true, Serial: serialImage},
 				{Path: disk, Serial: serialData},
 				{Path: filepath.Join(kernelDir, kernel.ModulesFile), ReadOnly: true, Serial: serialModules},
 			},
@@ -65,9 +67,31 @@ func (f *fleet) launch(v store.VM) (vmdir.Launch, error) {
 			Hostname: string(v.Name()), MachineID: v.MachineID,
 			Disks:   agentwire.Disks{Image: serialImage, Data: serialData, Modules: serialModules},
 			Network: net.Guest,
-			Env:     slices.Concat(img.Env, v.Spec.Env), // the last of two settings counts
-			User:    orElse(v.Spec.User, img.User), Workdir: orElse(v.Spec.Workdir, img.Workdir),
-			ResetRoot: v.ResetToken,
+			Env:     slices.Concat(img.Config.Env, v.Spec.Env), // the last of two settings counts
+			User:    orElse(v.Spec.User, img.Config.User), Workdir: orElse(v.Spec.Workdir, img.Config.Workdir),
+			ResetRoot: v.ResetToken, Build: v.Spec.Purpose == vm.PurposeBuild,
 		},
 	}, nil
+}
+
+// rootOf is the image that a VM runs. One of the daemon's own has no use for the image's configuration, and may have a
+// root file system of its own instead.
+func (f *fleet) rootOf(v store.VM) (Artifact, error) {
+	if v.Hidden() && v.ImageDigest == "" {
+		return Artifact{Rootfs: f.dir(v.ID).Path(paths.VMRoot)}, nil
+	}
+	dir := f.cfg.Paths.Image(v.ImageDigest)
+	img, err := f.cfg.Images.Load(dir)
+	if err != nil {
+		return Artifact{}, fault.Context(err, "image %s", v.Spec.Image)
+	}
+	img.Name, img.Dir = v.Spec.Image, dir
+	if img.Problem != "" {
+		return Artifact{}, library.Unusable(store.Image, img)
+	}
+	img.Rootfs = rootfsOf(img)
+	if v.Hidden() {
+		img.Config = source.Config{}
+	}
+	return img, nil
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -9,13 +10,11 @@ import (
 	"banger/internal/operation"
 	"banger/internal/rpc"
 	bangerv1 "banger/proto/banger/v1"
-	"banger/proto/banger/v1/bangerv1connect"
 )
 
 // operationService is the wire's OperationService.
 type operationService struct {
-	bangerv1connect.UnimplementedOperationServiceHandler // TODO(daemon): goes when every call is there
-	ops                                                  *operation.Registry[string]
+	ops *operation.Registry[string]
 }
 
 // Get implements the RPC.
@@ -40,6 +39,18 @@ func (s *operationService) Watch(ctx context.Context, req *connect.Request[bange
 func (s *operationService) Cancel(_ context.Context, req *connect.Request[bangerv1.CancelOperationRequest]) (*connect.Response[bangerv1.Operation], error) {
 	now, err := s.ops.Cancel(req.Msg.GetId())
 	return connect.NewResponse(operationProto(now)), err
+}
+
+// Logs implements the RPC.
+func (s *operationService) Logs(ctx context.Context, req *connect.Request[bangerv1.OperationLogsRequest], stream *connect.ServerStream[bangerv1.OperationLog]) error {
+	if err := stream.Send(nil); err != nil { // the headers: that it is there is known before it says anything
+		return err
+	}
+	return s.ops.Logs(ctx, req.Msg.GetId(), func(l operation.Line) error {
+		return stream.Send(&bangerv1.OperationLog{
+			Step: int32(l.Step), Kind: l.Kind, Text: strings.ToValidUTF8(l.Text, "\uFFFD"), AtMs: millis(l.At), DurationMs: l.Took.Milliseconds(),
+		})
+	})
 }
 
 func operationProto(s operation.Snapshot[string]) *bangerv1.Operation {

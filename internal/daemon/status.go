@@ -39,7 +39,7 @@ func (s *daemonService) Status(ctx context.Context, _ *connect.Request[bangerv1.
 	}
 	running := 0
 	for _, v := range vms {
-		if v.State == vm.Running {
+		if v.State == vm.Running && !v.Hidden() {
 			running++
 		}
 	}

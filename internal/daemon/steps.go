@@ -1,10 +1,15 @@
 package daemon
 
-import "context"
+import (
+	"context"
+
+	"banger/internal/daemon/builder"
+	"banger/internal/daemon/library"
+)
 
 // Step names a point between two things that a path does to disk, database or processes. Tests make a daemon fail or die
 // there (Config.Step), for each of Steps, and check that nothing leaked and nothing was lost.
-type Step string
+type Step = library.Step
 
 // The steps. Each is reached when what its comment says has been done and the next thing has not begun.
 const (
@@ -37,6 +42,9 @@ const (
 	StepResetRow    Step = "reset.row"    // the row says that the next start resets
 	StepResetRecord Step = "reset.record" // and vm.json too
 
+	StepOwnRoot  Step = "own.root"  // the root file system of a VM of the daemon's own is there, its row is not complete
+	StepOwnReady Step = "own.ready" // the guest of one is ready
+
 	StepAdoptExamined Step = "adopt.examined" // it is known what there is of a VM
 	StepAdoptDone     Step = "adopt.done"     // what is to be done about it was done or begun
 	StepRebuildRow    Step = "rebuild.row"    // a directory has got a row again
@@ -48,7 +56,10 @@ func Steps() []Step {
 		StepCreateFetched, StepCreateRow, StepCreateDir, StepCreateDisk, StepCreateRecord, StepCreateMade,
 		StepStartRow, StepStartLaunch, StepStartSpawned, StepStartReady, StepStopRow, StepStopEnded,
 		StepRemoveRow, StepRemoveEnded, StepRemoveRun, StepRemoveDir, StepGrowFile, StepGrowGuest,
-		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
+		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepOwnRoot, StepOwnReady,
+		library.StepStaged, library.StepMoved, library.StepNamed, library.StepRow,
+		library.StepForgetNames, library.StepForgetRow, library.StepForgetGone,
+		builder.StepLayer, builder.StepPacked, builder.StepExported, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/netstack"
 	"banger/internal/operation"
@@ -31,8 +32,8 @@ type vmService struct {
 	log     *slog.Logger
 	store   *store.Store
 	ops     *operation.Registry[string]
-	images  *library
-	kernels *library
+	images  *library.Library
+	kernels *library.Library
 	fleet   *fleet
 
 	createMu sync.Mutex // held while a name is checked and reserved
@@ -129,9 +130,15 @@ func (s *vmService) List(ctx context.Context, req *connect.Request[bangerv1.List
 	if err != nil {
 		return nil, err
 	}
+	images := slices.Clone(req.Msg.GetImages())
+	for _, ref := range req.Msg.GetImages() {
+		if found, err := s.images.Lookup(ctx, ref); err == nil {
+			images = append(images, found.Digest)
+		}
+	}
 	all = slices.DeleteFunc(all, func(v store.VM) bool {
-		return len(states) > 0 && !slices.Contains(states, v.State) ||
-			!hasLabels(v.Spec.Labels, req.Msg.GetLabels()) || !usesImage(v, req.Msg.GetImages())
+		return v.Hidden() || len(states) > 0 && !slices.Contains(states, v.State) ||
+			!hasLabels(v.Spec.Labels, req.Msg.GetLabels()) || !usesImage(v, images)
 	})
 	return connect.NewResponse(&bangerv1.ListVMsResponse{Vms: convert(all, s.proto)}), nil
 }
@@ -188,6 +195,9 @@ func (s *vmService) Endpoint(ctx context.Context, req *connect.Request[bangerv1.
 		return nil, err
 	}
 	out := &bangerv1.EndpointResponse{Vm: s.proto(v), ConsoleLog: s.fleet.dir(v.ID).Path(paths.VMConsole)}
+	if img, err := s.cfg.Images.Load(s.cfg.Paths.Image(v.ImageDigest)); err == nil {
+		out.Config = configProto(img.Config)
+	}
 	if v.State.Live() {
 		out.Socket = s.cfg.Paths.SupervisorSocket(string(v.ID))
 	}
@@ -211,7 +221,7 @@ func (s *vmService) proto(v store.VM) *bangerv1.VM {
 			Name: string(v.Name()), Image: v.Spec.Image, Kernel: v.Spec.Kernel, Cpus: uint32(v.Spec.CPUs),
 			MemoryBytes: v.Spec.Memory, DiskBytes: v.Spec.Disk, RemoveOnExit: v.Spec.Remove, Env: v.Spec.Env,
 			User: v.Spec.User, Workdir: v.Spec.Workdir, Labels: v.Spec.Labels, Description: v.Spec.Description,
-			Restart: string(v.Spec.Restart), AutoStopMs: v.Spec.AutoStop.Milliseconds(),
+			Restart: string(v.Spec.Restart), AutoStopMs: v.Spec.AutoStop.Milliseconds(), Purpose: string(v.Spec.Purpose),
 		},
 		CreatedAtMs: millis(v.CreatedAt), StartedAtMs: millis(v.StartedAt), StoppedAtMs: millis(v.StoppedAt),
 		VmmPid: int32(v.VMMPID), SupervisorPid: int32(v.SupervisorPID), Vmm: v.Driver, Accelerator: v.Accelerator,

@@ -1,28 +1,24 @@
 package image
 
-import (
-	"slices"
-	"strings"
-
-	"banger/internal/fault"
-	"banger/internal/nearest"
-)
-
 // Default is the image of a VM that names none.
 const Default = "debian-bookworm"
 
-// Entry is an image that can be pulled by name.
+// Entry is an image that can be pulled.
 type Entry struct {
-	Name        string
+	Name        string // what it is called on this host
 	Description string
-	Kernel      string   // kernel reference of a VM that names none
+	Arch        string   // amd64, arm64; empty: any that its sources have
+	Kernel      string   // kernel reference of a VM that names none; empty: the default kernel
+	Catalog     string   // that lists it; empty: the embedded one, or none
 	Sources     []Origin // in the order of preference; each gives an equivalent image
 }
 
 // Origin is one way to get an image.
 type Origin struct {
-	Kind     string // which source.Source
+	Kind     string // which source.Source: one of the Kind constants
 	Location string // what that source is to fetch
+	SHA256   string // of the file there, hexadecimal, as a verified catalog says; may be empty
+	Size     int64  // of that file; 0: not known
 }
 
 // String returns the origin as it is shown and kept in a manifest: "debian:bookworm".
@@ -30,27 +26,18 @@ func (o Origin) String() string { return o.Kind + ":" + o.Location }
 
 // Catalog returns every image that can be pulled by name, the default first.
 func Catalog() []Entry {
-	return []Entry{{
-		Name:        Default,
-		Description: "Debian 12 (bookworm) with git, curl, ssh, tmux, jq, Python and sudo",
-		Kernel:      "debian-bookworm",
-		Sources:     []Origin{{Kind: "debian", Location: "bookworm"}},
-	}}
-}
-
-// Find returns the entry of that name.
-func Find(ref string) (Entry, error) {
-	entries := Catalog()
-	names := make([]string, len(entries))
-	for i, e := range entries {
-		names[i] = e.Name
+	return []Entry{
+		{
+			Name:        Default,
+			Description: "Debian 12 (bookworm) with git, curl, ssh, tmux, jq, Python and sudo",
+			Kernel:      "debian-bookworm",
+			Sources:     []Origin{{Kind: KindDebian, Location: "bookworm"}},
+		},
+		{
+			Name:        "debian-trixie",
+			Description: "Debian 13 (trixie) with git, curl, ssh, tmux, jq, Python and sudo",
+			Kernel:      "debian-trixie",
+			Sources:     []Origin{{Kind: KindDebian, Location: "trixie"}},
+		},
 	}
-	if i := slices.Index(names, ref); i >= 0 {
-		return entries[i], nil
-	}
-	message := ""
-	if near := nearest.Of(strings.ToLower(ref), names); near != "" {
-		message = "; did you mean " + near + "?"
-	}
-	return Entry{}, fault.New(fault.NotFound, "no image is called %q%s", ref, message).WithHint("banger image catalog")
 }

@@ -20,7 +20,7 @@ import (
 // TestMain lets the test binary play a banger that is killed while it builds an image.
 func TestMain(m *testing.M) {
 	if staging := os.Getenv("PULL_INTO"); staging != "" {
-		entry, err := Find(Default)
+		entry, err := Resolve(Default)
 		if err == nil {
 			_, _, err = Pull(context.Background(), entry, PullOptions{Staging: staging, Progress: func(u progress.Update) {
 				fmt.Println(u.Message)
@@ -107,7 +107,7 @@ func expectGone(t *testing.T, staging string, dirs []string) {
 func TestPullCancelledForReal(t *testing.T) {
 	needReal(t)
 	staging := t.TempDir()
-	entry, err := Find(Default)
+	entry, err := Resolve(Default)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,22 +23,34 @@ const Layout = 1
 // Manifest says what an image's directory holds and where that came from.
 type Manifest struct {
 	Layout  int           `json:"layout"`
-	Name    string        `json:"name"`       // of the catalog entry
-	Digest  string        `json:"digest"`     // sha256:... of the tar stream that the root file system was made from
+	Name    string        `json:"name"`       // that it was pulled, built or registered as
+	Digest  string        `json:"digest"`     // sha256:... that identifies the image: see Identity
 	Source  string        `json:"source"`     // "debian:bookworm"
 	Origin  string        `json:"origin"`     // where that came from, without credentials
 	Arch    string        `json:"arch"`       // amd64, arm64
 	Size    uint64        `json:"size_bytes"` // virtual
-	Used    uint64        `json:"used_bytes"` // on the host
-	Tar     uint64        `json:"tar_bytes"`  // of the tar stream
+	Used    uint64        `json:"used_bytes"` // on the host; 0 when the file is not banger's
+	Tar     uint64        `json:"tar_bytes"`  // of the tar stream that it was made from
 	Entries int           `json:"entries"`    // files, directories, links
 	Kernel  string        `json:"kernel"`     // default kernel reference
 	Config  source.Config `json:"config"`
 	Created time.Time     `json:"created"`
+
+	Layers   []source.Layer `json:"layers,omitempty"`   // in the blob store, lowest first; none: it was made otherwise
+	Upstream string         `json:"upstream,omitempty"` // digest by which the place of origin knows it
+	External *External      `json:"external,omitempty"` // of a registered image; nil: the root file system is banger's own
 }
 
-// Rootfs is the path of the root file system of the image in dir.
+// Rootfs is the path of the root file system of a managed image in dir. Manifest.Rootfs knows registered ones too.
 func Rootfs(dir string) string { return filepath.Join(dir, RootfsFile) }
+
+// Rootfs is the path of the root file system of the image whose directory is dir.
+func (m Manifest) Rootfs(dir string) string {
+	if m.External != nil {
+		return m.External.Rootfs.Path
+	}
+	return Rootfs(dir)
+}
 
 // Load reads the manifest of the image in dir.
 func Load(dir string) (Manifest, error) {

@@ -9,13 +9,11 @@ import (
 	"errors"
 	"maps"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
-	"banger/internal/atomicfile"
 	"banger/internal/ext4"
 	"banger/internal/fault"
 	"banger/internal/image/debian"
@@ -34,10 +32,13 @@ type PullOptions struct {
 	Keyring  string        // file of that archive's keys; empty: the one that the host's apt or Debian has
 	Progress progress.Func // stage "image"
 
-	Sources map[string]source.Source // by kind; nil: the built-in ones
+	Keys   []string // minisign public keys that a bundle may be signed with, besides the source's own
+	SHA256 string   // of a bundle's file, hexadecimal: makes a signature unnecessary
+
+	Sources map[string]source.Source // by kind, see Sources; nil: those that need no options
 }
 
-// builtin returns the sources that this program has.
+// builtin returns the sources that need no options. Of those that do, os.RemoveAll removes all that they leave.
 func builtin() map[string]source.Source {
 	return map[string]source.Source{"debian": debian.Source{}}
 }
@@ -85,42 +86,28 @@ func pullFrom(ctx context.Context, e Entry, origin Origin, src source.Source, op
 			err = errors.Join(err, discard(ctx, dir, opt.Sources))
 		}
 	}()
-	tree, err := src.Fetch(ctx, source.Request{
+	req := source.Request{
 		Location: origin.Location, Arch: opt.Arch, Staging: dir, Mirror: opt.Mirror, Keyring: opt.Keyring,
-		Progress: opt.Progress,
-	})
+		Keys: opt.Keys, SHA256: opt.SHA256, Size: origin.Size, Progress: opt.Progress,
+	}
+	if req.SHA256 == "" {
+		req.SHA256 = origin.SHA256
+	}
+	tree, err := src.Fetch(ctx, req)
 	if err != nil {
 		return "", Manifest{}, err
 	}
-	m := Manifest{
-		Layout: Layout, Name: e.Name, Source: origin.String(), Origin: tree.Origin, Arch: opt.Arch, Kernel: e.Kernel,
-		Config: tree.Config,
-	}
-	err = m.fill(ctx, tree, dir)
-	if closeErr := tree.Tar.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
+	m := Manifest{Name: e.Name, Source: origin.String(), Arch: opt.Arch, Kernel: e.Kernel}
+	if err = m.make(ctx, tree, dir); err == nil {
 		err = src.Remove(ctx, dir)
 	}
+	if err == nil {
+		err = explain(m.write(dir), opt.Staging)
+	}
 	if err != nil {
 		return "", Manifest{}, err
 	}
-	m.Created = time.Now().UTC().Truncate(time.Second)
-	if err := atomicfile.WriteJSON(filepath.Join(dir, ManifestFile), m); err != nil {
-		return "", Manifest{}, explain(err, opt.Staging)
-	}
 	return dir, m, nil
-}
-
-// fill makes the root file system of tree in dir and enters in m what came of it.
-func (m *Manifest) fill(ctx context.Context, tree source.Tree, dir string) error {
-	res, err := ext4.FromTar(ctx, tree.Tar, Rootfs(dir), ext4.Options{Size: ext4.DefaultSize, Label: "banger-image"})
-	if err != nil {
-		return err
-	}
-	m.Digest, m.Size, m.Used, m.Tar, m.Entries = res.Digest, ext4.DefaultSize, res.Used, res.Read, res.Entries
-	return nil
 }
 
 // RemoveStaged removes a directory that Pull has made, or that a banger which was killed has left in the middle of

@@ -31,8 +31,8 @@ import (
 type Parts struct {
 	// Drivers returns the drivers by the names that the configuration uses.
 	Drivers func(Host) map[string]hypervisor.Driver
-	// Images and Kernels are where they come from; mirror is the configured archive, or empty.
-	Images, Kernels func(mirror string) daemon.Source
+	// Images and Kernels are where they come from.
+	Images, Kernels func(Host) daemon.Source
 	// FormatDisk and Initramfs are as in daemon.Config.
 	FormatDisk func(ctx context.Context, cacheDir string, size uint64, dst string) error
 	Initramfs  func(cacheDir, kernelDir string) (path string, err error)
@@ -145,8 +145,8 @@ func (p *program) daemon(ctx context.Context) (err error) {
 	cfg := daemon.Config{
 		Paths: h.Paths, Build: p.build, Log: h.Log, Settings: h.Settings,
 		Drivers:    p.parts.Drivers(h),
-		Images:     p.parts.Images(h.Settings.Mirror.Debian),
-		Kernels:    p.parts.Kernels(h.Settings.Mirror.Debian),
+		Images:     p.parts.Images(h),
+		Kernels:    p.parts.Kernels(h),
 		FormatDisk: p.parts.FormatDisk, Initramfs: p.parts.Initramfs,
 		SupervisorCommand: []string{self, "supervisor", "run"},
 		Ready:             ready,

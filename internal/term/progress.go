@@ -3,6 +3,7 @@ package term
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,7 +39,9 @@ type Progress struct {
 	// t.mu guards the fields that follow.
 	stages  []*stage
 	started time.Time
-	drawn   int // lines on the screen that belong to the progress
+	closed  bool
+	steps   bool // Begin was called: what the job did has been printed step by step
+	drawn   int  // lines on the screen that belong to the progress
 	frame   int
 }
 
@@ -54,6 +57,7 @@ const (
 // stage is one line.
 type stage struct {
 	update      progress.Update
+	known       bool      // it runs until End, however little it says
 	began, last time.Time // first and latest update
 	rate        float64   // per second, smoothed
 	mark        time.Time // rate is measured from here
@@ -62,10 +66,26 @@ type stage struct {
 	printedText string
 }
 
+// ProgressMode is how a job is shown.
+type ProgressMode string
+
+// The modes.
+const (
+	ProgressAuto  ProgressMode = "auto"  // in place on a terminal, plain elsewhere
+	ProgressPlain ProgressMode = "plain" // line by line, also on a terminal
+	ProgressQuiet ProgressMode = "quiet" // not at all
+)
+
 // Progress starts to show a job. Close it before anything else is written to the terminal by other means than Term.
 // One is shown at a time.
-func (t *Term) Progress() *Progress {
-	p := &Progress{t: t, now: time.Now, stop: make(chan struct{}), live: t.errFD >= 0 && !t.dumb, mute: t.JSON()}
+func (t *Term) Progress() *Progress { return t.ProgressAs(ProgressAuto) }
+
+// ProgressAs is Progress in the given mode. In JSON mode there is none, whatever it says.
+func (t *Term) ProgressAs(mode ProgressMode) *Progress {
+	p := &Progress{
+		t: t, now: time.Now, stop: make(chan struct{}),
+		live: mode == ProgressAuto && t.errFD >= 0 && !t.dumb, mute: mode == ProgressQuiet || t.JSON(),
+	}
 	p.started = p.now()
 	if p.mute {
 		return p
@@ -103,15 +123,53 @@ func (p *Progress) Update(u progress.Update) {
 	}
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
+	p.updateLocked(u)
+}
+
+func (p *Progress) updateLocked(u progress.Update) *stage {
 	now := p.now()
 	for _, s := range p.stages {
 		if s.update.Stage == u.Stage {
 			s.take(u, now)
-			return
+			return s
 		}
 	}
 	s := &stage{update: u, began: now, last: now, mark: now, markDone: u.Done}
 	p.stages = append(p.stages, s)
+	return s
+}
+
+// Begin shows a stage that runs until End, on a terminal only: elsewhere its owner prints what there is to say.
+func (p *Progress) Begin(name, message string) {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	p.updateLocked(progress.Update{Stage: name, Message: message}).known = true
+	p.steps = true
+}
+
+// End takes a stage off the display.
+func (p *Progress) End(name string) {
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	p.stages = slices.DeleteFunc(p.stages, func(s *stage) bool { return s.update.Stage == name })
+}
+
+// Print writes lines to stderr, above what is drawn there. Each is sanitised.
+func (p *Progress) Print(lines ...string) {
+	if p.mute {
+		return
+	}
+	var b strings.Builder
+	for _, line := range lines {
+		b.WriteString(Sanitize(line) + "\n")
+	}
+	p.t.mu.Lock()
+	defer p.t.mu.Unlock()
+	if p.live && !p.closed {
+		p.drawLocked(b.String())
+		return
+	}
+	_, _ = io.WriteString(p.t.stderr, b.String())
 }
 
 // take replaces the stage's report and measures the rate over windows of about a second.
@@ -147,8 +205,8 @@ func (p *Progress) Close() {
 		p.t.mu.Lock()
 		defer p.t.mu.Unlock()
 		p.eraseLocked()
-		p.t.live = nil
-		if p.live && p.now().Sub(p.started) >= summaryFrom {
+		p.t.live, p.closed = nil, true
+		if p.live && !p.steps && p.now().Sub(p.started) >= summaryFrom {
 			p.summariseLocked(p.now())
 		}
 	})
@@ -159,7 +217,7 @@ func (p *Progress) show() {
 	p.t.mu.Lock()
 	defer p.t.mu.Unlock()
 	if p.live {
-		p.drawLocked()
+		p.drawLocked("")
 		return
 	}
 	now := p.now()
@@ -173,6 +231,9 @@ func (p *Progress) show() {
 
 // due reports whether the stage deserves a plain line. Short jobs get none, so that scripts read clean output.
 func (s *stage) due(now time.Time) bool {
+	if s.known {
+		return false
+	}
 	if s.printed.IsZero() {
 		age := showOther
 		if s.update.Unit != "" || s.update.Total > 0 {
@@ -218,6 +279,9 @@ func (p *Progress) summariseLocked(now time.Time) {
 
 // phase of a stage, as far as it can be told from the reports: nobody says that a stage is over.
 func (p *Progress) phase(s *stage, now time.Time) phase {
+	if s.known {
+		return active
+	}
 	if s.update.Total > 0 && s.update.Done >= s.update.Total {
 		return over
 	}
@@ -232,14 +296,18 @@ func (p *Progress) phase(s *stage, now time.Time) phase {
 	return active
 }
 
-// drawLocked replaces the lines on the screen. The cursor is hidden while they are there.
-func (p *Progress) drawLocked() {
+// drawLocked replaces the lines on the screen and writes the text above them, all in one piece so that nothing flickers.
+// The cursor is hidden while they are there.
+func (p *Progress) drawLocked(above string) {
 	var b strings.Builder
 	if p.drawn == 0 && len(p.stages) > 0 {
 		b.WriteString("\x1b[?25l")
 	}
 	if p.drawn > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA", p.drawn)
+	}
+	if above != "" {
+		b.WriteString("\r\x1b[J" + above)
 	}
 	width, now := min(p.t.columns(p.t.errFD), maxWidth), p.now()
 	label := 0
@@ -248,6 +316,12 @@ func (p *Progress) drawLocked() {
 	}
 	for _, s := range p.stages {
 		b.WriteString("\r" + s.line(p.phase(s, now), now, width-1, label, p.frame) + "\x1b[K\n")
+	}
+	if len(p.stages) < p.drawn {
+		b.WriteString("\r\x1b[J")
+		if len(p.stages) == 0 {
+			b.WriteString("\x1b[?25h")
+		}
 	}
 	p.drawn = len(p.stages)
 	p.frame++

@@ -136,24 +136,35 @@ func (table Table) widths() []int {
 	return widths
 }
 
-// shrink takes width from the widest column that may be shortened until the table fits into cols.
+// shrink takes width from the widest column that may be shortened until the table fits into cols: first from what columns
+// have beyond the width that choose counted on, then from all.
 func (table Table) shrink(widths []int, cols int) {
 	total := len(gap) * (len(widths) - 1)
 	for _, w := range widths {
 		total += w
 	}
-	for ; total > cols; total-- {
-		widest := -1
-		for i, c := range table.Columns {
-			if !c.Fixed && widths[i] > max(minShrunk, utf8.RuneCountInString(c.Title)) && (widest < 0 || widths[i] > widths[widest]) {
-				widest = i
-			}
+	wanted := func(c Column) int { return max(cmp.Or(c.Least, comfortable), utf8.RuneCountInString(c.Title)) }
+	least := func(c Column) int { return max(minShrunk, utf8.RuneCountInString(c.Title)) }
+	for _, floor := range []func(Column) int{wanted, least} {
+		for total > cols && table.narrow(widths, floor) {
+			total--
 		}
-		if widest < 0 {
-			return
+	}
+}
+
+// narrow makes the widest column that may be shortened, and is wider than its floor, narrower by one. It reports whether
+// there was one.
+func (table Table) narrow(widths []int, floor func(Column) int) bool {
+	widest := -1
+	for i, c := range table.Columns {
+		if !c.Fixed && widths[i] > floor(c) && (widest < 0 || widths[i] > widths[widest]) {
+			widest = i
 		}
+	}
+	if widest >= 0 {
 		widths[widest]--
 	}
+	return widest >= 0
 }
 
 func (t *Term) row(b *strings.Builder, table Table, widths []int, cells []string, header bool) {

@@ -228,13 +228,15 @@ func (t *Term) Hint(format string, args ...any) {
 }
 
 // line writes a line to stderr, above the progress if there is some.
-func (t *Term) line(text string) {
+func (t *Term) line(text string) { t.text(text + "\n") }
+
+func (t *Term) text(text string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.live != nil {
 		t.live.eraseLocked()
 	}
-	_, _ = io.WriteString(t.stderr, text+"\n") // nobody is left to be told
+	_, _ = io.WriteString(t.stderr, text) // nobody is left to be told
 }
 
 // failure is an error in JSON.

@@ -4,6 +4,7 @@ package daemontest
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"banger/internal/atomicfile"
 	"banger/internal/daemon"
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/kernel"
@@ -25,7 +27,7 @@ type Catalog struct {
 	Files []string // that a pull makes, beside its record
 	// During runs in the middle of each pull, when the staged directory is there. May be nil.
 	During func(ctx context.Context, name string) error
-	// Pulls counts the pulls that were begun. Each gives another digest.
+	// Pulls counts what was begun to be made. Each gets another digest.
 	Pulls atomic.Int32
 }
 
@@ -44,16 +46,22 @@ const record = "fake.json"
 // Source returns the catalog as a daemon takes it.
 func (c *Catalog) Source() daemon.Source {
 	return daemon.Source{
-		Catalog: func() []daemon.Item {
+		Catalog: func(context.Context, bool) ([]daemon.Item, []string) {
 			items := make([]daemon.Item, len(c.Names))
 			for i, name := range c.Names {
 				items[i] = daemon.Item{Name: name, Description: "a fake " + c.Kind, Source: "fake:" + name}
 			}
-			return items
+			return items, nil
 		},
-		Find:    c.find,
-		Pull:    c.pull,
-		Load:    load,
+		Find: func(_ context.Context, ref string) (daemon.Item, error) { return c.find(ref) },
+		Pull: c.pull,
+		Load: load,
+		Import: func(ctx context.Context, i library.Import, staging string, report progress.Func) (string, daemon.Artifact, error) {
+			return c.make(ctx, i.Name, "import", staging, report)
+		},
+		Register: func(ctx context.Context, r library.Registration, staging string, report progress.Func) (string, daemon.Artifact, error) {
+			return c.make(ctx, r.Name, "register", staging, report)
+		},
 		Discard: func(_ context.Context, dir string) error { return os.RemoveAll(dir) },
 	}
 }
@@ -65,7 +73,16 @@ func (c *Catalog) find(name string) (daemon.Item, error) {
 	return daemon.Item{Name: name, Source: "fake:" + name}, nil
 }
 
-func (c *Catalog) pull(ctx context.Context, name, staging string, report progress.Func) (_ string, a daemon.Artifact, err error) {
+func (c *Catalog) pull(ctx context.Context, req library.Request, staging string, report progress.Func) (string, daemon.Artifact, error) {
+	name := req.Reference
+	if req.Name != "" {
+		name = req.Name
+	}
+	return c.make(ctx, name, "fake:"+req.Reference, staging, report)
+}
+
+// make makes an artifact that differs from every other.
+func (c *Catalog) make(ctx context.Context, name, source, staging string, report progress.Func) (_ string, a daemon.Artifact, err error) {
 	n := c.Pulls.Add(1)
 	dir, err := os.MkdirTemp(staging, c.Kind+"-*")
 	if err != nil {
@@ -87,9 +104,9 @@ func (c *Catalog) pull(ctx context.Context, name, staging string, report progres
 			return "", a, err
 		}
 	}
-	digest := fmt.Sprintf("sha256:%s%056x", map[string]string{"image": "1", "kernel": "2"}[c.Kind]+"0000000", n)
+	digest := fmt.Sprintf("sha256:%016x%016x%032x", rand.Uint64(), n, time.Now().UnixNano())
 	a = daemon.Artifact{
-		Name: name, Digest: digest, Source: "fake:" + name, Created: time.Now().UTC(), Size: 4, Version: "6.1-fake",
+		Name: name, Digest: digest, Source: source, Created: time.Now().UTC(), Size: 4, Version: "6.1-fake",
 	}
 	return dir, a, atomicfile.WriteJSON(filepath.Join(dir, record), a)
 }

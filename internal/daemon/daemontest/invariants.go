@@ -3,6 +3,7 @@ package daemontest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/atomicfile"
 	"banger/internal/daemon"
 	"banger/internal/fault"
 	"banger/internal/paths"
@@ -79,6 +81,34 @@ func Check(p paths.Paths, vms []*bangerv1.VM) []string {
 		c.add("%s is left", filepath.Join(p.Staging(), name))
 	}
 	slices.Sort(c.found)
+	return c.found
+}
+
+// CheckImages compares what a daemon says about its images with what is on the host: each has its directory, whose names
+// file says what the daemon says, and nothing else is there. It returns each difference as a sentence.
+func CheckImages(p paths.Paths, images []*bangerv1.Image) []string {
+	c := checker{paths: p}
+	listed := map[string]bool{}
+	for _, m := range images {
+		dir := p.Image(m.GetDigest())
+		listed[filepath.Base(dir)] = true
+		var file struct {
+			Names map[string]time.Time `json:"names"`
+		}
+		if err := atomicfile.ReadJSON(filepath.Join(dir, "names.json"), &file); err != nil {
+			c.add("image %s (%s): %v", m.GetName(), m.GetDigest(), err)
+			continue
+		}
+		delete(file.Names, m.GetDigest()) // it is kept without a name
+		if names := slices.Sorted(maps.Keys(file.Names)); !slices.Equal(names, m.GetNames()) {
+			c.add("image %s has the names %v, its file says %v", m.GetDigest(), m.GetNames(), names)
+		}
+	}
+	for _, name := range entries(p.Images()) {
+		if !listed[name] {
+			c.add("%s is the directory of no image", filepath.Join(p.Images(), name))
+		}
+	}
 	return c.found
 }
 

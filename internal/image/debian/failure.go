@@ -27,10 +27,10 @@ func kinds() []kind {
 	return []kind{
 		{fault.Exhausted, "", []string{"No space left", "Disk quota exceeded"}},
 		{fault.Unavailable, "banger doctor", []string{"newuidmap", "newgidmap", "unshare() failed", "unshare syscall"}},
-		{fault.Denied, "banger doctor", []string{
-			"not signed", "NO_PUBKEY", "EXPKEYSIG", "is expired", "not valid yet", "Hash Sum mismatch", "unexpected size",
-		}},
-		{fault.Unavailable, "set mirror.debian in banger's config.toml to a mirror that this host reaches", []string{
+		{fault.Denied, "sudo apt-get install --only-upgrade debian-archive-keyring", []string{"NO_PUBKEY", "EXPKEYSIG"}},
+		{fault.Denied, "date", []string{"is expired", "not valid yet"}},
+		{fault.Denied, mirrorHint, []string{"not signed", "Hash Sum mismatch", "unexpected size"}},
+		{fault.Unavailable, mirrorHint, []string{
 			"Could not resolve", "Temporary failure", "Could not connect", "Connection timed out", "Connection failed",
 			"Network is unreachable", "404  Not Found", "403  Forbidden", "Failed to fetch", "does not have a Release file",
 		}},

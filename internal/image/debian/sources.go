@@ -21,6 +21,9 @@ import (
 // debianKeyring is where the package debian-archive-keyring has the keys, on a host and in the image.
 const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
+// mirrorHint says how to choose another archive.
+const mirrorHint = "banger config set mirror.debian URL"
+
 // aptSources are the archives that a build and then the guest's apt use, in the format of *.sources files. All empty:
 // those that mmdebstrap knows.
 type aptSources struct {
@@ -106,7 +109,7 @@ func debianReleases() []string {
 func mirrorSources(ctx context.Context, mirror, codename string) ([]debarchive.Source, error) {
 	u, err := url.Parse(mirror)
 	if err != nil || !slices.Contains([]string{"http", "https", "file"}, u.Scheme) {
-		return nil, fault.New(fault.Invalid, "mirror.debian is not an http, https or file URI").WithHint("banger doctor")
+		return nil, fault.New(fault.Invalid, "mirror.debian is not an http, https or file URI").WithHint(mirrorHint)
 	}
 	var out []debarchive.Source
 	for _, suite := range []string{codename, codename + "-updates", codename + "-security"} {

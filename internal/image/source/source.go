@@ -11,8 +11,9 @@ import (
 // Source makes a root file system out of something outside of banger: a distribution's archive, a registry, a file.
 //
 // The contract of an implementation:
-//   - Fetch returns soon. What takes long happens while the caller reads Tree.Tar, and its failures come out of Read as
-//     a fault, in place of the end of the stream. A stream that ends with io.EOF is complete.
+//   - Fetch returns when it knows what the tree is, which may be after a download. What else takes long happens while the
+//     caller reads Tree.Tar, and its failures come out of Read as a fault, in place of the end of the stream. A stream
+//     that ends with io.EOF is complete.
 //   - Everything temporary is below Request.Staging, or is found again from there by Remove.
 //   - Ending ctx or closing the stream ends every process that Fetch has started, and Close waits for that.
 //   - Remove is idempotent, and works on what a killed banger has left.
@@ -30,6 +31,12 @@ type Request struct {
 	Staging  string // existing directory of this request alone
 	Mirror   string // instead of the place that the source would choose; may be empty
 	Keyring  string // file of keys to trust, instead of those the source would choose; may be empty
+
+	// What a file from elsewhere is checked with (kind "bundle").
+	Keys   []string // minisign public keys that are trusted for this request, besides the source's own
+	SHA256 string   // hexadecimal digest of the file: makes a signature unnecessary; may be empty
+	Size   int64    // of the file, where it is known; 0: not
+
 	Progress progress.Func
 }
 
@@ -41,6 +48,8 @@ type Tree struct {
 	Arch   string // amd64, arm64; empty: the request's
 	Kernel string // kernel reference that comes with it; empty: the entry's
 
+	// Entries is the most that Tar may have, where the source does not itself count them; 0: as many as are possible.
+	Entries int
 	// Digest identifies the content by what the source has verified (the configuration and the blobs of the layers), so
 	// that the stream need not be hashed; empty: the digest of the stream is taken.
 	Digest string
