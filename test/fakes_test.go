@@ -11,6 +11,7 @@ import (
 
 	"banger/internal/atomicfile"
 	"banger/internal/daemon"
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/fakevmm"
@@ -28,8 +29,8 @@ func fakeParts() program.Parts {
 		Drivers: func(program.Host) map[string]hypervisor.Driver {
 			return map[string]hypervisor.Driver{"fake": fakevmm.New(fakevmm.Options{})}
 		},
-		Images:     func(string) daemon.Source { return source("image", images) },
-		Kernels:    func(string) daemon.Source { return source("kernel", kernels) },
+		Images:     func(program.Host) daemon.Source { return source("image", images) },
+		Kernels:    func(program.Host) daemon.Source { return source("kernel", kernels) },
 		FormatDisk: formatDisk,
 		Initramfs:  initramfs,
 		Doctor: func(context.Context, program.Host) []preflight.Result {
@@ -55,8 +56,8 @@ const manifest = "manifest.json"
 
 func source(kind string, items []daemon.Item) daemon.Source {
 	return daemon.Source{
-		Catalog: func() []daemon.Item { return items },
-		Find: func(name string) (daemon.Item, error) {
+		Catalog: func(context.Context, bool) ([]daemon.Item, []string) { return items, nil },
+		Find: func(_ context.Context, name string) (daemon.Item, error) {
 			for _, item := range items {
 				if item.Name == name {
 					return item, nil
@@ -64,8 +65,8 @@ func source(kind string, items []daemon.Item) daemon.Source {
 			}
 			return daemon.Item{}, fault.New(fault.NotFound, "there is no %s %q", kind, name).WithHint("banger %s catalog", kind)
 		},
-		Pull: func(ctx context.Context, name, staging string, report progress.Func) (string, daemon.Artifact, error) {
-			return pull(ctx, kind, name, staging, report)
+		Pull: func(ctx context.Context, req library.Request, staging string, report progress.Func) (string, daemon.Artifact, error) {
+			return pull(ctx, kind, req.Reference, staging, report)
 		},
 		Load: func(dir string) (a daemon.Artifact, err error) {
 			return a, atomicfile.ReadJSON(filepath.Join(dir, manifest), &a)
@@ -105,7 +106,7 @@ func pull(ctx context.Context, kind, name, staging string, report progress.Func)
 	sum := sha256.Sum256([]byte(kind + name))
 	a := daemon.Artifact{
 		Name: name, Digest: "sha256:" + hex.EncodeToString(sum[:]), Source: "fake", Created: time.Now().UTC(),
-		Size: 1 << 30, Version: "6.1.0-fake", Kernel: "fake-kernel", User: "",
+		Size: 1 << 30, Version: "6.1.0-fake", Kernel: "fake-kernel",
 	}
 	return dir, a, atomicfile.WriteJSON(filepath.Join(dir, manifest), a)
 }
