@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+
+	"banger/internal/fault"
 )
 
 // Places in a header block of the GNU format, the only one with room for all three times: the others need another
@@ -72,7 +74,7 @@ func (e *encoder) header(hdr *tar.Header) error {
 	if !simple {
 		var b bytes.Buffer
 		if err := tar.NewWriter(&b).WriteHeader(hdr); err != nil {
-			return err
+			return fault.Wrap(fault.Invalid, err, "cannot be converted")
 		}
 		_, err := e.w.Write(b.Bytes())
 		return err

@@ -144,6 +144,9 @@ func entry(hdr *tar.Header) (*tar.Header, error) {
 	if err != nil {
 		return nil, err
 	}
+	if name == "./" && hdr.Typeflag != tar.TypeDir {
+		return nil, fault.New(fault.Invalid, "the root must be a directory")
+	}
 	if hdr.Uid < 0 || hdr.Gid < 0 || int64(hdr.Uid) > 1<<32-2 || int64(hdr.Gid) > 1<<32-2 {
 		return nil, fault.New(fault.Invalid, "owner %d:%d is out of range", hdr.Uid, hdr.Gid)
 	}

@@ -88,6 +88,9 @@ func checkHost(ref, host string) error {
 	if address == "" {
 		return fault.New(fault.Invalid, "%q has no host before the port", ref).WithHint(catalogHint)
 	}
+	if !regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])$`).MatchString(address) {
+		return fault.New(fault.Invalid, "%q has %q for its host: a name or an address is needed", ref, address).WithHint(catalogHint)
+	}
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"banger/internal/ext4"
+	"banger/internal/fault"
 	"banger/internal/pipe"
 )
 
@@ -130,7 +131,7 @@ func (f *flattener) dir(ctx context.Context, dir *Entry, path string) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	if err := f.tw.WriteHeader(dir.Header(cmp.Or(path, ".") + "/")); err != nil {
+	if err := f.header(dir.Header(cmp.Or(path, ".") + "/")); err != nil {
 		return err
 	}
 	for _, base := range slices.Sorted(maps.Keys(dir.children)) {
@@ -157,7 +158,7 @@ func (f *flattener) dir(ctx context.Context, dir *Entry, path string) error {
 
 // file sends anything but a directory and a hard link.
 func (f *flattener) file(e *Entry, path string, contents io.Reader) error {
-	if err := f.tw.WriteHeader(e.Header(path)); err != nil || e.Size == 0 {
+	if err := f.header(e.Header(path)); err != nil || e.Size == 0 {
 		return err
 	}
 	n, err := io.CopyBuffer(onlyWriter{f.tw}, onlyReader{contents}, f.buf)
@@ -171,7 +172,15 @@ func (f *flattener) file(e *Entry, path string, contents io.Reader) error {
 func (f *flattener) link(e *Entry, path, target string) error {
 	hdr := e.Header(path)
 	hdr.Typeflag, hdr.Linkname, hdr.Size, hdr.PAXRecords = tar.TypeLink, target, 0, nil
-	return f.tw.WriteHeader(hdr)
+	return f.header(hdr)
+}
+
+func (f *flattener) header(hdr *tar.Header) error {
+	err := f.tw.WriteHeader(hdr)
+	if err != nil && !errors.Is(err, io.ErrClosedPipe) {
+		return fault.Wrap(fault.Invalid, err, "%q cannot be sent", short(hdr.Name))
+	}
+	return err
 }
 
 // onlyReader and onlyWriter hide ReadFrom and WriteTo, so that io.CopyBuffer uses the buffer it is given.
