@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
@@ -35,11 +36,12 @@ func (h Harness) restored(t *testing.T, from hypervisor.Saved) (*machine, *guest
 	restore.Spec.Restore = &from
 	began := time.Now()
 	m := restore.start(t)
+	t.Logf("runs after %v", time.Since(began))
 	client, err := restore.connect(t, m)
 	if err != nil {
 		t.Fatalf("the agent of a restored machine: %v; console:\n%s", err, m.console)
 	}
-	t.Logf("restored in %v", time.Since(began))
+	t.Logf("its agent answers after %v", time.Since(began))
 	return m, client
 }
 
@@ -49,12 +51,36 @@ func savedIn(t *testing.T) hypervisor.Saved {
 	return hypervisor.Saved{Memory: filepath.Join(dir, "memory"), State: filepath.Join(dir, "state")}
 }
 
+// waiting starts a machine whose agent waits for a host, with somebody at the other end of its channel.
+func (h Harness) waiting(t *testing.T) *machine {
+	t.Helper()
+	if !h.Driver.Features().MuxedAgent {
+		m, _ := h.boot(t)
+		return m
+	}
+	for try := 1; ; try++ {
+		m := h.start(t)
+		conn, err := m.ConnectAgent(bounded(t, endTimeout))
+		if err == nil {
+			t.Cleanup(func() { conn.Close() })
+			err = agentwire.Await(bounded(t, h.BootTimeout), conn)
+		}
+		if err == nil {
+			return m
+		}
+		m.kill(t)
+		if try == 2 {
+			t.Fatalf("the guest's agent does not answer: %v", err)
+		}
+	}
+}
+
 // saveTemplate saves a machine that was made to be saved, and starts several from it at the same time.
 func (h Harness) saveTemplate(t *testing.T) {
 	saved := savedIn(t)
 	template := h
 	template.Spec.MemoryFile = saved.Memory
-	m, _ := template.boot(t)
+	m := template.waiting(t)
 	still, err := h.saver(t, m).Save(bounded(t, time.Minute), saved, hypervisor.SaveOptions{Stay: true})
 	if err != nil {
 		t.Fatal(err)

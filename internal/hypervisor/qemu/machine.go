@@ -165,6 +165,7 @@ func (m *Machine) wait() {
 		}
 		m.qmp.Close()
 	}
+	m.agent.Close()
 	m.removeSockets()
 	m.mu.Lock()
 	reason := m.reason

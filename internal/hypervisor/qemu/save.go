@@ -59,6 +59,11 @@ func (m *Machine) restore(ctx context.Context, from hypervisor.Saved) error {
 	if err := m.capability(ctx, capIgnoreShared, true); err != nil {
 		return err
 	}
+	// The guest was saved with a host at the other end of its port. One that finds nobody there thinks that the host has
+	// gone, and tries again only after a pause.
+	if err := m.agent.Prepare(ctx); err != nil {
+		return err
+	}
 	path := filepath.Join(m.spec.RunDir, stateSocket)
 	if err := m.qmp.Execute(ctx, "migrate-incoming", map[string]any{"uri": "unix:" + path}, nil); err != nil {
 		return err
