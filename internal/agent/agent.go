@@ -57,6 +57,9 @@ type Config struct {
 	Build  string // said in Hello
 	// Init says that this process is PID 1: it reaps every orphan. Otherwise only the Server's own children.
 	Init bool
+	// Configured, if it is not nil, is a configuration that this machine has had before: the Server begins with it. Only a
+	// machine that is not one, whose state is not kept by its VMM, needs this.
+	Configured *agentwire.Config
 	// Ended is called after each command, on a goroutine of that command, and returns at once. It may be nil.
 	Ended func()
 	// Log receives one line per event worth telling. It may be nil.
@@ -101,6 +104,9 @@ func NewServer(c Config) *Server {
 	}
 	if s.ended == nil {
 		s.ended = func() {}
+	}
+	if c.Configured != nil {
+		s.state, s.config = configured, *c.Configured
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if c.Init {

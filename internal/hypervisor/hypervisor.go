@@ -42,7 +42,7 @@ type Features struct {
 	MuxedAgent bool
 	Pause      bool // its machines are Pausers
 	ResizeDisk bool // its machines are DiskResizers
-	Save       bool // its machines are Savers, and Spec.Restore and Spec.MemoryFile work
+	Save       bool // it is a Shaper, its machines are Savers, and Spec.Restore and Spec.MemoryFile work
 }
 
 // Host is what Probe found.
@@ -69,7 +69,7 @@ type Spec struct {
 	// for a machine that runs only to be saved.
 	MemoryFile string `json:",omitempty"`
 	// Restore, if it is not nil, starts the machine from there and not from the kernel. All else must be as it was in the
-	// machine that was saved (Shape says what that means); only the files of the disks may be others, and larger where
+	// machine that was saved (see Shaper); only the files of the disks may be others, and larger where
 	// they can be written to.
 	Restore *Saved    `json:",omitempty"`
 	RunDir  string    // exists, private to this machine; the driver's sockets go here
@@ -148,6 +148,14 @@ type SaveOptions struct {
 	// the same instant. Its error undoes the Save. It may be nil.
 	Still func(ctx context.Context) error
 	Stay  bool // the guest is not let go on afterwards: it will be killed
+}
+
+// Shaper is a Driver that can say what a saved machine depends on.
+type Shaper interface {
+	// Shape describes everything of a Spec, the VMM and the host on which the state of a machine depends: two machines of
+	// one Shape can be restored from each other's Saved. The files of disks are not in it, nor are Name, ID and RunDir; the
+	// size of a read-only disk is. It is text for people, some kilobytes long.
+	Shape(ctx context.Context, spec Spec) (string, error)
 }
 
 // Saver is a Machine whose memory and devices can be saved while it runs or is paused.
