@@ -57,6 +57,12 @@ type Launch struct {
 	// BootDeadline is how long one boot may take until the agent has answered Configure; Attempts how many are made.
 	BootDeadline time.Duration `json:"boot_deadline"`
 	Attempts     int           `json:"attempts"`
+	// Template, if it is not nil, is a saved machine to start from. When that fails the VM is booted.
+	Template *hypervisor.Saved `json:"template,omitempty"`
+	// TemplateKey names it, for those who ask which VMs use it.
+	TemplateKey string `json:"template_key,omitempty"`
+	// RestoreDeadline is BootDeadline for a start from a template.
+	RestoreDeadline time.Duration `json:"restore_deadline,omitempty"`
 	// ConsoleLimit bounds the console log in bytes (there is one rotated file beside it).
 	ConsoleLimit int64 `json:"console_limit"`
 }

@@ -534,6 +534,8 @@ type SupervisorStatus struct {
 	LastActivityMs int64                  `protobuf:"varint,11,opt,name=last_activity_ms,json=lastActivityMs,proto3" json:"last_activity_ms,omitempty"`
 	OpenSessions   int32                  `protobuf:"varint,12,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`
 	BootAttempts   int32                  `protobuf:"varint,13,opt,name=boot_attempts,json=bootAttempts,proto3" json:"boot_attempts,omitempty"`
+	FromTemplate   bool                   `protobuf:"varint,14,opt,name=from_template,json=fromTemplate,proto3" json:"from_template,omitempty"`   // it was started from a template
+	TemplateFault  string                 `protobuf:"bytes,15,opt,name=template_fault,json=templateFault,proto3" json:"template_fault,omitempty"` // why it was not, although it was to be
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -657,6 +659,20 @@ func (x *SupervisorStatus) GetBootAttempts() int32 {
 		return x.BootAttempts
 	}
 	return 0
+}
+
+func (x *SupervisorStatus) GetFromTemplate() bool {
+	if x != nil {
+		return x.FromTemplate
+	}
+	return false
+}
+
+func (x *SupervisorStatus) GetTemplateFault() string {
+	if x != nil {
+		return x.TemplateFault
+	}
+	return ""
 }
 
 // Exit is how a VM ended; also written to the VM's directory.
@@ -1273,7 +1289,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x16SupervisorWatchRequest\"F\n" +
 	"\x15SupervisorStopRequest\x12\x12\n" +
 	"\x04kill\x18\x01 \x01(\bR\x04kill\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\xbe\x03\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\x8a\x04\n" +
 	"\x10SupervisorStatus\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12%\n" +
@@ -1288,7 +1304,9 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	" \x01(\v2\x0f.banger.v1.ExitR\x04exit\x12(\n" +
 	"\x10last_activity_ms\x18\v \x01(\x03R\x0elastActivityMs\x12#\n" +
 	"\ropen_sessions\x18\f \x01(\x05R\fopenSessions\x12#\n" +
-	"\rboot_attempts\x18\r \x01(\x05R\fbootAttempts\"c\n" +
+	"\rboot_attempts\x18\r \x01(\x05R\fbootAttempts\x12#\n" +
+	"\rfrom_template\x18\x0e \x01(\bR\ffromTemplate\x12%\n" +
+	"\x0etemplate_fault\x18\x0f \x01(\tR\rtemplateFault\"c\n" +
 	"\x04Exit\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x13\n" +
