@@ -95,6 +95,7 @@ type Network struct {
 	DNS     []string `json:"dns"`
 	Search  []string `json:"search,omitempty"`
 	MTU     int      `json:"mtu,omitempty"`
+	MAC     string   `json:"mac,omitempty"` // hardware address; empty: the one it has
 }
 
 // Configured answers Config.

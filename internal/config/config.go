@@ -40,7 +40,8 @@ type Defaults struct {
 
 // Limits of what the daemon keeps.
 type Limits struct {
-	Events int // the newest so many
+	Events    int    // the newest so many
+	Templates uint64 // bytes on the host that templates may take
 }
 
 // MostEvents is the largest Limits.Events; the least is LeastEvents.
@@ -58,6 +59,7 @@ type Mirror struct {
 type VMM struct {
 	Driver      string
 	Accelerator string // one of the Accelerator constants
+	Templates   bool   // VMs are started from templates where the VMM can
 }
 
 // Values of VMM.Accelerator.
@@ -76,8 +78,8 @@ func Default() Config {
 			Memory: 1 << 30,
 			Disk:   10 << 30,
 		},
-		Limits: Limits{Events: 10_000},
-		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto},
+		Limits: Limits{Events: 10_000, Templates: 4 << 30},
+		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto, Templates: true},
 	}
 }
 
@@ -91,7 +93,8 @@ type file struct {
 		AutoStop *string `toml:"auto_stop"`
 	} `toml:"defaults"`
 	Limits struct {
-		Events *int `toml:"events"`
+		Events    *int    `toml:"events"`
+		Templates *string `toml:"templates"`
 	} `toml:"limits"`
 	Mirror struct {
 		Debian *string `toml:"debian"`
@@ -99,6 +102,7 @@ type file struct {
 	VMM struct {
 		Driver      *string `toml:"driver"`
 		Accelerator *string `toml:"accelerator"`
+		Templates   *string `toml:"templates"`
 	} `toml:"vmm"`
 }
 
@@ -153,6 +157,12 @@ func (c *Config) apply(path, text string, f *file) error {
 	if err := setDuration(&c.Defaults.AutoStop, f.Defaults.AutoStop); err != nil {
 		return refuse(err, "defaults", "auto_stop")
 	}
+	if err := setSize(&c.Limits.Templates, f.Limits.Templates, 0); err != nil {
+		return refuse(err, "limits", "templates")
+	}
+	if err := setSwitch(&c.VMM.Templates, f.VMM.Templates); err != nil {
+		return refuse(err, "vmm", "templates")
+	}
 	if n := c.Limits.Events; n < LeastEvents || n > MostEvents {
 		return refuse(fault.New(fault.Invalid, "%d is not between %d and %d", n, LeastEvents, MostEvents), "limits", "events")
 	}
@@ -184,6 +194,17 @@ func setSize(to *uint64, from *string, least uint64) error {
 	}
 	*to = n
 	return err
+}
+
+func setSwitch(to *bool, from *string) error {
+	if from == nil {
+		return nil
+	}
+	if *from != "on" && *from != "off" {
+		return fault.New(fault.Invalid, "%q is not on or off", *from)
+	}
+	*to = *from == "on"
+	return nil
 }
 
 func setDuration(to *time.Duration, from *string) error {

@@ -47,9 +47,9 @@ accelerator = "tcg"
 	}
 	want := Config{
 		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30},
-		Limits:   Limits{Events: 10_000},
+		Limits:   Limits{Events: 10_000, Templates: 4 << 30},
 		Mirror:   Mirror{Debian: "file:///srv/mirror"},
-		VMM:      VMM{Driver: "firecracker", Accelerator: "tcg"},
+		VMM:      VMM{Driver: "firecracker", Accelerator: "tcg", Templates: true},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -31,12 +31,21 @@ func keys() []key {
 			func(c *Config) string { return duration(c.Defaults.AutoStop) }},
 		{"limits.events", "how many events are kept", true,
 			func(c *Config) string { return strconv.Itoa(c.Limits.Events) }},
+		{"limits.templates", "how much of the disk templates may take; the least recently used go first", false,
+			func(c *Config) string { return size(c.Limits.Templates) }},
 		{"mirror.debian", "base URL of a Debian archive; empty: the one that the host's own apt uses", false,
 			func(c *Config) string { return c.Mirror.Debian }},
 		{"vmm.driver", "virtual machine monitor", false,
 			func(c *Config) string { return c.VMM.Driver }},
 		{"vmm.accelerator", "\"auto\", \"kvm\" or \"tcg\" (software emulation)", false,
 			func(c *Config) string { return c.VMM.Accelerator }},
+		{"vmm.templates", "\"on\": VMs are started from a machine that was booted once; \"off\": every VM boots", false,
+			func(c *Config) string {
+				if c.VMM.Templates {
+					return "on"
+				}
+				return "off"
+			}},
 	}
 }
 

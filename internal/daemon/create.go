@@ -29,6 +29,7 @@ type order struct {
 	spec  vm.Spec
 	named bool // by its creator; else the name was generated and may change
 	start bool
+	cold  bool
 }
 
 // Create implements the RPC. What is wrong with the request itself is said at once; the rest is the operation's.
@@ -50,7 +51,7 @@ func (s *vmService) Create(ctx context.Context, req *connect.Request[bangerv1.Cr
 // order reads and checks a request.
 func (s *vmService) order(ctx context.Context, req *bangerv1.CreateVMRequest) (order, error) {
 	in, defaults := req.GetSpec(), s.cfg.Settings.Defaults
-	o := order{start: req.GetStart(), named: in.GetName() != "", spec: vm.Spec{
+	o := order{start: req.GetStart(), cold: req.GetCold(), named: in.GetName() != "", spec: vm.Spec{
 		Image: orElse(in.GetImage(), defaults.Image), Kernel: in.GetKernel(), CPUs: defaults.CPUs,
 		Memory: defaults.Memory, Disk: defaults.Disk, Remove: in.GetRemoveOnExit(), Env: slices.Clone(in.GetEnv()),
 		User: in.GetUser(), Workdir: in.GetWorkdir(), Labels: maps.Clone(in.GetLabels()), Description: in.GetDescription(),
@@ -157,7 +158,7 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 	}
 	if o.start {
 		report(progress.Update{Stage: "boot", Message: "starting " + string(v.Name())})
-		if err := s.fleet.start(ctx, v, false, nil); err != nil {
+		if err := s.fleet.start(ctx, v, startOptions{cold: o.cold, report: report}); err != nil {
 			return "", withoutItsLog(err)
 		}
 	}

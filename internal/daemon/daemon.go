@@ -36,6 +36,7 @@ import (
 	"banger/internal/rpc"
 	"banger/internal/sock"
 	"banger/internal/store"
+	"banger/internal/template"
 	"banger/proto/banger/v1/bangerv1connect"
 )
 
@@ -250,6 +251,10 @@ func newParts(d *Daemon, db *store.Store) *parts {
 		p.images.collect(ctx, v.ImageDigest)
 		p.kernels.collect(ctx, v.KernelDigest)
 	})
+	p.fleet.templates = &templates{
+		store: template.Open(d.cfg.Paths.Templates()), ops: p.ops, log: d.log, drivers: d.cfg.Drivers,
+		limit: d.cfg.Settings.Limits.Templates, on: d.cfg.Settings.VMM.Templates, scratch: d.cfg.Paths.Run, inUse: p.fleet.usesTemplate,
+	}
 	return p
 }
 
@@ -287,6 +292,9 @@ func (p *parts) sweep(ctx context.Context) {
 				p.daemon.log.Warn("cannot remove a leftover", "dir", dir, "error", err)
 			}
 		})
+	}
+	if err := p.fleet.templates.store.Clean(ctx); err != nil {
+		p.daemon.log.Warn("cannot remove a leftover", "dir", dirs.Templates(), "error", err)
 	}
 	for _, root := range []string{dirs.VMs(), dirs.Images(), dirs.Kernels()} {
 		for _, dir := range list(root) {

@@ -44,7 +44,7 @@ func (s *vmService) Restart(ctx context.Context, req *connect.Request[bangerv1.R
 			return nil, err
 		}
 	}
-	if err := s.startLocked(ctx, v); err != nil {
+	if err := s.startLocked(ctx, v, false); err != nil {
 		return nil, err
 	}
 	return s.answer(ctx, v.ID)

@@ -158,7 +158,7 @@ func (f *fleet) startAgain(v store.VM) error {
 	case <-f.stopping:
 		return nil
 	}
-	return f.start(f.ctx, v, true, f.stopping)
+	return f.start(f.ctx, v, startOptions{again: true, leave: f.stopping})
 }
 
 // comeBackAll continues what the restart policies of ended VMs had begun before this daemon, and what the boot of the

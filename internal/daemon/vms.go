@@ -52,21 +52,21 @@ func (s *vmService) Start(ctx context.Context, req *connect.Request[bangerv1.Sta
 	if v, err = s.store.VM(ctx, v.ID); err != nil {
 		return nil, err
 	}
-	if err := s.startLocked(ctx, v); err != nil {
+	if err := s.startLocked(ctx, v, req.Msg.GetCold()); err != nil {
 		return nil, err
 	}
 	return s.answer(ctx, v.ID)
 }
 
 // startLocked starts a VM whose lock the caller holds, unless it runs.
-func (s *vmService) startLocked(ctx context.Context, v store.VM) error {
+func (s *vmService) startLocked(ctx context.Context, v store.VM, cold bool) error {
 	switch r := s.fleet.runOf(v.ID); {
 	case v.State == vm.Running:
 		return nil
 	case v.State == vm.Starting && r != nil: // begun before this daemon was there
 		return s.fleet.await(ctx, r, s.fleet.stopping)
 	}
-	return s.fleet.start(ctx, v, false, s.fleet.stopping)
+	return s.fleet.start(ctx, v, startOptions{cold: cold, leave: s.fleet.stopping})
 }
 
 // Stop implements the RPC. A VM that does not run is left as it is.

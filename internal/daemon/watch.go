@@ -202,6 +202,9 @@ func (f *fleet) recordRunning(r *run, s *bangerv1.SupervisorStatus) error {
 	}
 	if err == nil {
 		f.syncRecord(f.ctx, v) // a reset has been carried out
+		if l, err := r.dir.ReadLaunch(); err == nil && !r.isReady() {
+			f.templates.used(f.ctx, l.TemplateKey, s.GetFromTemplate(), s.GetTemplateFault())
+		}
 	}
 	r.mu.Lock()
 	first := !r.ready

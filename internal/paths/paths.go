@@ -154,6 +154,9 @@ func (p Paths) Initramfs() string { return filepath.Join(p.Cache, "initramfs") }
 // Disks holds the formatted empty disks that VM disks are copied from.
 func (p Paths) Disks() string { return filepath.Join(p.Cache, "disks") }
 
+// Templates holds the machines that VMs are started from.
+func (p Paths) Templates() string { return filepath.Join(p.Cache, "templates") }
+
 // digestDir turns "sha256:abc" into "sha256-abc", which is safe in a mount option, a PATH and an -o argument.
 func digestDir(digest string) string {
 	b := []byte(digest)

@@ -355,6 +355,7 @@ type CreateVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Spec          *VMSpec                `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
 	Start         bool                   `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"` // boot it, although there may be a template
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -399,6 +400,13 @@ func (x *CreateVMRequest) GetSpec() *VMSpec {
 func (x *CreateVMRequest) GetStart() bool {
 	if x != nil {
 		return x.Start
+	}
+	return false
+}
+
+func (x *CreateVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
 	}
 	return false
 }
@@ -450,6 +458,7 @@ func (x *CreateVMResponse) GetOperationId() string {
 type StartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Cold          bool                   `protobuf:"varint,2,opt,name=cold,proto3" json:"cold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -489,6 +498,13 @@ func (x *StartVMRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *StartVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 type StopVMRequest struct {
@@ -3871,14 +3887,16 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03log\x18\b \x01(\tR\x03log\"*\n" +
 	"\x0fShutdownRequest\x12\x17\n" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
-	"\x10ShutdownResponse\"N\n" +
+	"\x10ShutdownResponse\"b\n" +
 	"\x0fCreateVMRequest\x12%\n" +
 	"\x04spec\x18\x01 \x01(\v2\x11.banger.v1.VMSpecR\x04spec\x12\x14\n" +
-	"\x05start\x18\x02 \x01(\bR\x05start\"5\n" +
+	"\x05start\x18\x02 \x01(\bR\x05start\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"5\n" +
 	"\x10CreateVMResponse\x12!\n" +
-	"\foperation_id\x18\x01 \x01(\tR\voperationId\"\"\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"6\n" +
 	"\x0eStartVMRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"<\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04cold\x18\x02 \x01(\bR\x04cold\"<\n" +
 	"\rStopVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"!\n" +
