@@ -140,6 +140,9 @@ type DiskResizer interface {
 type Saved struct {
 	Memory string // sparse, as large as the guest's memory
 	State  string // of CPUs and devices
+	// Disks are the sizes that the guest knew, by serial, of those that it could write to (DiskSizes). A disk that has
+	// another size when the machine is restored is told to the guest; one that has not is left alone.
+	Disks map[string]uint64
 }
 
 // SaveOptions of a Saver.

@@ -77,6 +77,9 @@ func (s *Store) Make(ctx context.Context, r Request) (t Template, err error) {
 		err = r.save(ctx, spec, saved)
 	}
 	if err == nil {
+		saved.Disks, err = spec.DiskSizes()
+	}
+	if err == nil {
 		err = r.describe(key, dir, saved)
 	}
 	if err == nil {
@@ -231,6 +234,7 @@ func (r Request) describe(key, dir string, saved hypervisor.Saved) error {
 	meta := Meta{
 		Layout: layout, Key: key, Shape: r.Shape, Driver: r.Driver.Name(), CPUs: r.Spec.CPUs, Memory: r.Spec.Memory, Kernel: r.Kernel,
 		Created: time.Now().UTC().Truncate(time.Second), StateSum: hex.EncodeToString(sum[:]), MemoryMTime: info.ModTime().UnixNano(),
+		Disks: saved.Disks,
 	}
 	meta.Sum = meta.sum()
 	return atomicfile.WriteJSON(filepath.Join(dir, metaFile), meta)

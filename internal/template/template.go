@@ -46,17 +46,18 @@ const maxFailures = 3
 
 // Meta says what a template is.
 type Meta struct {
-	Layout      int       `json:"layout"`
-	Key         string    `json:"key"`
-	Shape       string    `json:"shape"` // hypervisor.Shaper
-	Driver      string    `json:"driver"`
-	CPUs        int       `json:"cpus"`
-	Memory      uint64    `json:"memory_bytes"`
-	Kernel      string    `json:"kernel"` // its release
-	Created     time.Time `json:"created"`
-	StateSum    string    `json:"state_sha256"`
-	MemoryMTime int64     `json:"memory_mtime_ns"` // nobody writes to it after the template was made
-	Sum         string    `json:"sum"`             // sha256 of all the above
+	Layout      int               `json:"layout"`
+	Key         string            `json:"key"`
+	Shape       string            `json:"shape"` // hypervisor.Shaper
+	Driver      string            `json:"driver"`
+	CPUs        int               `json:"cpus"`
+	Memory      uint64            `json:"memory_bytes"`
+	Kernel      string            `json:"kernel"` // its release
+	Created     time.Time         `json:"created"`
+	StateSum    string            `json:"state_sha256"`
+	Disks       map[string]uint64 `json:"disks"`           // see hypervisor.Saved
+	MemoryMTime int64             `json:"memory_mtime_ns"` // nobody writes to it after the template was made
+	Sum         string            `json:"sum"`             // sha256 of all the above
 }
 
 // Template is a template that can be used.
@@ -123,6 +124,7 @@ func (s *Store) load(key string) (Template, error) {
 	case t.Layout != layout || t.Key != key || Key(t.Shape) != key || t.Sum != t.sum():
 		return Template{}, fault.New(fault.Conflict, "template %s: its file %s is damaged", key, metaFile)
 	}
+	t.Saved.Disks = t.Disks
 	for _, file := range []string{t.Saved.Memory, t.Saved.State} {
 		used, err := ext4.Usage(file)
 		if err != nil {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/fakevmm"
@@ -77,7 +79,7 @@ func TestMakeAndGet(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := s.Get(key)
-	if err != nil || got.Meta != made.Meta || got.CPUs != 1 || got.Memory != 128<<20 || got.Used == 0 {
+	if err != nil || !cmp.Equal(got.Meta, made.Meta) || got.CPUs != 1 || got.Memory != 128<<20 || got.Used == 0 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	empty(t, r.Scratch)
@@ -94,7 +96,7 @@ func TestMakeAndGet(t *testing.T) {
 	}
 	// Making it again keeps the one that is there.
 	again, err := s.Make(t.Context(), r)
-	if err != nil || again.Meta != made.Meta {
+	if err != nil || !cmp.Equal(again.Meta, made.Meta) {
 		t.Errorf("again: %+v, %v", again, err)
 	}
 	if err := s.Drop(key); err != nil {

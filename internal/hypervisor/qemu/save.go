@@ -83,20 +83,28 @@ func (m *Machine) restore(ctx context.Context, from hypervisor.Saved) error {
 	if err := m.arrived(ctx); err != nil {
 		return err
 	}
+	if err := m.tellSizes(ctx, from.Disks); err != nil {
+		return err
+	}
+	return m.Resume(ctx)
+}
+
+// tellSizes tells the guest of disks that have another size than it knew.
+func (m *Machine) tellSizes(ctx context.Context, known map[string]uint64) error {
+	sizes, err := m.spec.DiskSizes()
+	if err != nil {
+		return err
+	}
 	for i, disk := range m.spec.Disks {
-		if disk.ReadOnly {
+		size := sizes[disk.Serial]
+		if disk.ReadOnly || size == known[disk.Serial] {
 			continue
 		}
-		info, err := os.Stat(disk.Path)
-		if err != nil {
-			return err
-		}
-		resize := map[string]any{"node-name": nodeName(i), "size": info.Size()}
-		if err := m.qmp.Execute(ctx, "block_resize", resize, nil); err != nil {
+		if err := m.qmp.Execute(ctx, "block_resize", map[string]any{"node-name": nodeName(i), "size": size}, nil); err != nil {
 			return err
 		}
 	}
-	return m.Resume(ctx)
+	return nil
 }
 
 // arrived waits until an incoming migration is complete.
