@@ -42,6 +42,8 @@ type System interface {
 	Grow(ctx context.Context, g agentwire.Grow) (agentwire.Grown, error)
 	// SetClock sets the clock.
 	SetClock(c agentwire.Clock) error
+	// Wake takes note of a restore: see agentwire.Wake.
+	Wake(ctx context.Context, w agentwire.Wake) error
 }
 
 // Stream is one stream to the host: a yamux stream, a net.Conn or a pollable file. SetDeadline with a time in the past
@@ -194,7 +196,8 @@ func (s *Server) ServeStream(conn Stream) {
 		s.serveExec(conn, frames, req.Params)
 	case agentwire.MethodShutdown:
 		s.serveShutdown(conn, req.Params)
-	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock:
+	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock,
+		agentwire.MethodWake:
 		result, err := s.ask(req)
 		if err != nil {
 			_ = agentwire.WriteFault(conn, err)
@@ -222,6 +225,12 @@ func (s *Server) ask(req agentwire.Request) (any, error) {
 			return nil, fault.New(fault.Invalid, "malformed growth request")
 		}
 		return s.system.Grow(s.ctx, grow)
+	case agentwire.MethodWake:
+		var wake agentwire.Wake
+		if err := json.Unmarshal(req.Params, &wake); err != nil || wake.UnixNano <= 0 {
+			return nil, fault.New(fault.Invalid, "malformed wake request")
+		}
+		return nil, s.system.Wake(s.ctx, wake)
 	}
 	var clock agentwire.Clock
 	if err := json.Unmarshal(req.Params, &clock); err != nil || clock.UnixNano <= 0 {

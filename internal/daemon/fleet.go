@@ -148,7 +148,16 @@ func (f *fleet) start(ctx context.Context, v store.VM, opt startOptions) error {
 	if !opt.again {
 		f.forget(v.ID)
 	}
-	if !opt.cold {
+	switch {
+	case v.State == vm.Suspended && !opt.cold:
+		if err := f.resumption(ctx, v, &launch); err != nil {
+			return err
+		}
+	case v.State == vm.Suspended:
+		if err := f.forgetMemory(v.ID); err != nil {
+			return withClass(err)
+		}
+	case !opt.cold:
 		if err := f.templates.choose(ctx, &launch, v.KernelVersion, opt.report); err != nil {
 			return fault.Context(err, "start vm %s", v.Name())
 		}

@@ -41,6 +41,7 @@ func (f *fleet) recordEnded(ctx context.Context, id vm.ID, end store.Ended) (sto
 		return store.VM{}, err
 	}
 	end.StaysDown = staysDown(v.Spec.Restart, end)
+	end.Suspended = f.keepsMemory(id)
 	return f.store.MoveToEnded(ctx, id, end)
 }
 

@@ -187,6 +187,15 @@ func (s *vmService) Endpoint(ctx context.Context, req *connect.Request[bangerv1.
 	if err != nil {
 		return nil, err
 	}
+	if v.State == vm.Suspended && req.Msg.GetResume() {
+		resp, err := s.Start(ctx, connect.NewRequest(&bangerv1.StartVMRequest{Ref: string(v.ID)}))
+		if err != nil {
+			return nil, err
+		}
+		if v, err = s.store.VM(ctx, vm.ID(resp.Msg.GetId())); err != nil {
+			return nil, err
+		}
+	}
 	out := &bangerv1.EndpointResponse{Vm: s.proto(v), ConsoleLog: s.fleet.dir(v.ID).Path(paths.VMConsole)}
 	if v.State.Live() {
 		out.Socket = s.cfg.Paths.SupervisorSocket(string(v.ID))

@@ -201,7 +201,10 @@ func (f *fleet) recordRunning(r *run, s *bangerv1.SupervisorStatus) error {
 		return err
 	}
 	if err == nil {
-		f.syncRecord(f.ctx, v) // a reset has been carried out
+		f.syncRecord(f.ctx, v)                       // a reset has been carried out
+		if err := f.forgetMemory(r.id); err != nil { // it goes on from there and writes to its disk
+			f.log.Warn("cannot remove the memory of a vm that has gone on", "vm", r.id, "error", err)
+		}
 		if l, err := r.dir.ReadLaunch(); err == nil && !r.isReady() {
 			f.templates.used(f.ctx, l.TemplateKey, s.GetFromTemplate(), s.GetTemplateFault())
 		}

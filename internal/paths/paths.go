@@ -25,6 +25,8 @@ const (
 	VMSupervisorSpec = "supervisor.json" // what the supervisor is to start; written by the daemon before it spawns one
 	VMProcess        = "process.json"    // which supervisor runs it: pid, start time; written by the supervisor
 	VMExit           = "exit.json"       // how the last run ended; written by the supervisor
+	VMSuspended      = "suspended"       // directory: memory and state of a suspended VM
+	VMSnapshots      = "snapshots"       // directory: one directory per snapshot, by name
 	VMLock           = "supervisor.lock" // held by the supervisor as long as it lives
 )
 

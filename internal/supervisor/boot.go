@@ -31,6 +31,9 @@ var (
 // seconds under software emulation. It returns a machine whose guest is configured, or none and how that ended; then no
 // VMM is left.
 func (s *Supervisor) boot() (hypervisor.Machine, ending) {
+	if s.launch.Resume != nil {
+		return s.goOn()
+	}
 	if machine := s.restore(); machine != nil {
 		return machine, ending{}
 	}
@@ -49,6 +52,23 @@ func (s *Supervisor) boot() (hypervisor.Machine, ending) {
 		}
 		return nil, s.bootFailed(failed, n)
 	}
+}
+
+// goOn starts the VM from a saved machine that it goes on from. It is not booted when that fails: what is in the memory is
+// somebody's work.
+func (s *Supervisor) goOn() (hypervisor.Machine, ending) {
+	machine, failed := s.attempt(1, s.launch.Resume)
+	switch {
+	case failed == nil:
+		return machine, ending{}
+	case s.orders.asked.Err() != nil:
+		return nil, ending{exit: vmdir.Exit{Reason: "stopped while it was resuming", Code: failed.code, Expected: true}}
+	}
+	if fault.HintOf(failed.err) == "" {
+		failed.err = fault.Wrap(fault.ClassOf(failed.err), failed.err, "it cannot go on from its memory").
+			WithHint("banger vm start --cold %s   # drops the memory, keeps the disk", s.launch.Name)
+	}
+	return nil, s.bootFailed(failed, 1)
 }
 
 // restore starts the VM from its template, if it has one. When that fails it says so on the board and returns nil.
@@ -231,7 +251,12 @@ func (s *Supervisor) configure(ctx context.Context, m hypervisor.Machine) error 
 	if err != nil {
 		return err
 	}
-	if !hello.Configured { // it is if the answer of a try before was lost
+	switch {
+	case s.launch.Resume != nil && hello.Configured:
+		err = s.wake(ctx, conn)
+	case s.launch.Resume != nil:
+		err = fault.New(fault.Internal, "the saved guest was not configured")
+	case !hello.Configured: // it is if the answer of a try before was lost
 		err = s.identify(ctx, conn, hello)
 	}
 	if err == nil {
@@ -262,6 +287,20 @@ func (s *Supervisor) identify(ctx context.Context, conn *connection, hello agent
 		return err
 	}
 	s.log.Info("guest is configured", "kernel", hello.Kernel, "agent", hello.Build, "millis", configured.Millis)
+	return nil
+}
+
+// wake tells a guest that goes on what time it is, and perhaps that it is another now. It can be repeated.
+func (s *Supervisor) wake(ctx context.Context, conn *connection) error {
+	if err := s.at(StepBootWake); err != nil {
+		return err
+	}
+	wake := agentwire.Wake{Entropy: make([]byte, 64), UnixNano: time.Now().UnixNano(), Identity: s.launch.Identity}
+	rand.Read(wake.Entropy) // never fails
+	if err := conn.client.Wake(ctx, wake); err != nil {
+		return err
+	}
+	s.log.Info("guest goes on")
 	return nil
 }
 

@@ -189,7 +189,7 @@ func addDefaultRoute(fd int, gateway netip.Addr) error {
 		flags:   unix.RTF_UP | unix.RTF_GATEWAY,
 	}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
-	if errno != 0 {
+	if errno != 0 && errno != unix.EEXIST { // it is there when a guest gets another address
 		return fault.Wrap(fault.Internal, errno, "default route by %s", gateway)
 	}
 	return nil

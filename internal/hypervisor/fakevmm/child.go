@@ -146,6 +146,17 @@ func (c *child) SetClock(clock agentwire.Clock) error {
 	return nil
 }
 
+// Wake takes the identity and does nothing with it.
+func (c *child) Wake(_ context.Context, w agentwire.Wake) error {
+	if w.Identity != nil {
+		c.mu.Lock()
+		c.configured.Hostname = w.Identity.Hostname
+		c.mu.Unlock()
+		fmt.Printf("fake vmm: woken as %s\n", w.Identity.Hostname)
+	}
+	return nil
+}
+
 // Shutdown ends the machine as a guest that powers off.
 func (c *child) Shutdown(agentwire.Shutdown) {
 	if !c.spec.Faults.IgnoreShutdown {

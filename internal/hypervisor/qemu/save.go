@@ -304,6 +304,11 @@ func (m *Machine) saveCopy(ctx context.Context, to hypervisor.Saved, opt hypervi
 	if err != nil {
 		return 0, err
 	}
+	if opt.Stay { // it takes longer while the guest runs
+		if err := m.Pause(ctx); err != nil {
+			return goOn(err)
+		}
+	}
 	still, err = goOn(m.send(ctx, receiver, opt.Still))
 	if err != nil {
 		return still, err

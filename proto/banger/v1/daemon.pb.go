@@ -707,6 +707,50 @@ func (x *RemoveVMResponse) GetName() string {
 	return ""
 }
 
+type SuspendVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendVMRequest) Reset() {
+	*x = SuspendVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendVMRequest) ProtoMessage() {}
+
+func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendVMRequest.ProtoReflect.Descriptor instead.
+func (*SuspendVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SuspendVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
 type RestartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -717,7 +761,7 @@ type RestartVMRequest struct {
 
 func (x *RestartVMRequest) Reset() {
 	*x = RestartVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +773,7 @@ func (x *RestartVMRequest) String() string {
 func (*RestartVMRequest) ProtoMessage() {}
 
 func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +786,7 @@ func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
 func (*RestartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RestartVMRequest) GetRef() string {
@@ -768,7 +812,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +824,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +837,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PauseVMRequest) GetRef() string {
@@ -812,7 +856,7 @@ type UnpauseVMRequest struct {
 
 func (x *UnpauseVMRequest) Reset() {
 	*x = UnpauseVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +868,7 @@ func (x *UnpauseVMRequest) String() string {
 func (*UnpauseVMRequest) ProtoMessage() {}
 
 func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +881,7 @@ func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpauseVMRequest.ProtoReflect.Descriptor instead.
 func (*UnpauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UnpauseVMRequest) GetRef() string {
@@ -857,7 +901,7 @@ type RenameVMRequest struct {
 
 func (x *RenameVMRequest) Reset() {
 	*x = RenameVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +913,7 @@ func (x *RenameVMRequest) String() string {
 func (*RenameVMRequest) ProtoMessage() {}
 
 func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +926,7 @@ func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMRequest.ProtoReflect.Descriptor instead.
 func (*RenameVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenameVMRequest) GetRef() string {
@@ -916,7 +960,7 @@ type SetVMRequest struct {
 
 func (x *SetVMRequest) Reset() {
 	*x = SetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +972,7 @@ func (x *SetVMRequest) String() string {
 func (*SetVMRequest) ProtoMessage() {}
 
 func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +985,7 @@ func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
 func (*SetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetVMRequest) GetRef() string {
@@ -1017,7 +1061,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1073,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1086,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResetVMRequest) GetRef() string {
@@ -1069,7 +1113,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1125,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1138,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WaitVMRequest) GetRef() string {
@@ -1122,7 +1166,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1178,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1191,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListVMsRequest) GetStates() []string {
@@ -1180,7 +1224,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1236,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1249,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -1224,7 +1268,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1280,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1293,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetVMRequest) GetRef() string {
@@ -1262,13 +1306,14 @@ func (x *GetVMRequest) GetRef() string {
 type EndpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Resume        bool                   `protobuf:"varint,2,opt,name=resume,proto3" json:"resume,omitempty"` // a VM that is suspended goes on first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointRequest) Reset() {
 	*x = EndpointRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1325,7 @@ func (x *EndpointRequest) String() string {
 func (*EndpointRequest) ProtoMessage() {}
 
 func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1338,7 @@ func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRequest.ProtoReflect.Descriptor instead.
 func (*EndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EndpointRequest) GetRef() string {
@@ -1301,6 +1346,13 @@ func (x *EndpointRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *EndpointRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
 }
 
 type EndpointResponse struct {
@@ -1315,7 +1367,7 @@ type EndpointResponse struct {
 
 func (x *EndpointResponse) Reset() {
 	*x = EndpointResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1379,7 @@ func (x *EndpointResponse) String() string {
 func (*EndpointResponse) ProtoMessage() {}
 
 func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1392,7 @@ func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointResponse.ProtoReflect.Descriptor instead.
 func (*EndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EndpointResponse) GetVm() *VM {
@@ -1380,7 +1432,7 @@ type OperationLogsRequest struct {
 
 func (x *OperationLogsRequest) Reset() {
 	*x = OperationLogsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1444,7 @@ func (x *OperationLogsRequest) String() string {
 func (*OperationLogsRequest) ProtoMessage() {}
 
 func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1457,7 @@ func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationLogsRequest.ProtoReflect.Descriptor instead.
 func (*OperationLogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OperationLogsRequest) GetId() string {
@@ -1429,7 +1481,7 @@ type OperationLog struct {
 
 func (x *OperationLog) Reset() {
 	*x = OperationLog{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1493,7 @@ func (x *OperationLog) String() string {
 func (*OperationLog) ProtoMessage() {}
 
 func (x *OperationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1506,7 @@ func (x *OperationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationLog.ProtoReflect.Descriptor instead.
 func (*OperationLog) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OperationLog) GetStep() int32 {
@@ -1501,7 +1553,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1565,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1578,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -1544,7 +1596,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1608,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1621,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
 }
 
 type ListOperationsResponse struct {
@@ -1581,7 +1633,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1645,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1658,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1625,7 +1677,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1689,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1702,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -1669,7 +1721,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1733,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1746,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -1714,7 +1766,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1778,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1791,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListEventsRequest) GetRef() string {
@@ -1765,7 +1817,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1829,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1842,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1811,7 +1863,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1875,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +1888,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchEventsRequest) GetRef() string {
@@ -1869,7 +1921,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1933,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1946,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FsckRequest) GetRepair() bool {
@@ -1913,7 +1965,7 @@ type FsckResponse struct {
 
 func (x *FsckResponse) Reset() {
 	*x = FsckResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +1977,7 @@ func (x *FsckResponse) String() string {
 func (*FsckResponse) ProtoMessage() {}
 
 func (x *FsckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +1990,7 @@ func (x *FsckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
 func (*FsckResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FsckResponse) GetFindings() []*Finding {
@@ -1961,7 +2013,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2025,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2038,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Finding) GetKind() string {
@@ -2032,7 +2084,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2096,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2109,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
 }
 
 type ListImagesResponse struct {
@@ -2070,7 +2122,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2082,7 +2134,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2095,7 +2147,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2121,7 +2173,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2185,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2198,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetImageRequest) GetRef() string {
@@ -2165,7 +2217,7 @@ type ImageCatalogRequest struct {
 
 func (x *ImageCatalogRequest) Reset() {
 	*x = ImageCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2229,7 @@ func (x *ImageCatalogRequest) String() string {
 func (*ImageCatalogRequest) ProtoMessage() {}
 
 func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2242,7 @@ func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ImageCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImageCatalogRequest) GetRefresh() bool {
@@ -2210,7 +2262,7 @@ type ImageCatalogResponse struct {
 
 func (x *ImageCatalogResponse) Reset() {
 	*x = ImageCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2274,7 @@ func (x *ImageCatalogResponse) String() string {
 func (*ImageCatalogResponse) ProtoMessage() {}
 
 func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2287,7 @@ func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ImageCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImageCatalogResponse) GetEntries() []*CatalogEntry {
@@ -2266,7 +2318,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2330,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2343,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -2345,7 +2397,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +2409,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +2422,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PullImageResponse) GetOperationId() string {
@@ -2394,7 +2446,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2458,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2471,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -2473,7 +2525,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2537,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2550,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RegisterImageResponse) GetOperationId() string {
@@ -2517,7 +2569,7 @@ type PromoteImageRequest struct {
 
 func (x *PromoteImageRequest) Reset() {
 	*x = PromoteImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2581,7 @@ func (x *PromoteImageRequest) String() string {
 func (*PromoteImageRequest) ProtoMessage() {}
 
 func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2594,7 @@ func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
 func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PromoteImageRequest) GetRef() string {
@@ -2561,7 +2613,7 @@ type PromoteImageResponse struct {
 
 func (x *PromoteImageResponse) Reset() {
 	*x = PromoteImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2625,7 @@ func (x *PromoteImageResponse) String() string {
 func (*PromoteImageResponse) ProtoMessage() {}
 
 func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2638,7 @@ func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageResponse.ProtoReflect.Descriptor instead.
 func (*PromoteImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PromoteImageResponse) GetOperationId() string {
@@ -2607,7 +2659,7 @@ type TagImageRequest struct {
 
 func (x *TagImageRequest) Reset() {
 	*x = TagImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2671,7 @@ func (x *TagImageRequest) String() string {
 func (*TagImageRequest) ProtoMessage() {}
 
 func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2684,7 @@ func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
 func (*TagImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TagImageRequest) GetRef() string {
@@ -2665,7 +2717,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2729,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2742,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RemoveImageRequest) GetRef() string {
@@ -2711,7 +2763,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2775,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2788,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveImageResponse) GetName() string {
@@ -2770,7 +2822,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2782,7 +2834,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2795,7 +2847,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -2822,7 +2874,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2834,7 +2886,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2847,7 +2899,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PruneImagesResponse) GetPruned() []*Pruned {
@@ -2888,7 +2940,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +2952,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +2965,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -3030,7 +3082,7 @@ type BuildImageResponse struct {
 
 func (x *BuildImageResponse) Reset() {
 	*x = BuildImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3094,7 @@ func (x *BuildImageResponse) String() string {
 func (*BuildImageResponse) ProtoMessage() {}
 
 func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3107,7 @@ func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageResponse.ProtoReflect.Descriptor instead.
 func (*BuildImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BuildImageResponse) GetOperationId() string {
@@ -3077,7 +3129,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3089,7 +3141,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3102,7 +3154,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExportImageRequest) GetRef() string {
@@ -3142,7 +3194,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3206,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3219,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExportImageResponse) GetOperationId() string {
@@ -3187,7 +3239,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3251,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3264,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PushImageRequest) GetRef() string {
@@ -3238,7 +3290,7 @@ type PushImageResponse struct {
 
 func (x *PushImageResponse) Reset() {
 	*x = PushImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3250,7 +3302,7 @@ func (x *PushImageResponse) String() string {
 func (*PushImageResponse) ProtoMessage() {}
 
 func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3263,7 +3315,7 @@ func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
 func (*PushImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PushImageResponse) GetOperationId() string {
@@ -3285,7 +3337,7 @@ type Pruned struct {
 
 func (x *Pruned) Reset() {
 	*x = Pruned{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3349,7 @@ func (x *Pruned) String() string {
 func (*Pruned) ProtoMessage() {}
 
 func (x *Pruned) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3362,7 @@ func (x *Pruned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pruned.ProtoReflect.Descriptor instead.
 func (*Pruned) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Pruned) GetKind() string {
@@ -3342,7 +3394,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[61]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3406,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[61]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3419,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
 }
 
 type ListKernelsResponse struct {
@@ -3379,7 +3431,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[62]
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3443,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[62]
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3456,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3423,7 +3475,7 @@ type GetKernelRequest struct {
 
 func (x *GetKernelRequest) Reset() {
 	*x = GetKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3435,7 +3487,7 @@ func (x *GetKernelRequest) String() string {
 func (*GetKernelRequest) ProtoMessage() {}
 
 func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3448,7 +3500,7 @@ func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
 func (*GetKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetKernelRequest) GetRef() string {
@@ -3466,7 +3518,7 @@ type KernelCatalogRequest struct {
 
 func (x *KernelCatalogRequest) Reset() {
 	*x = KernelCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[64]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3530,7 @@ func (x *KernelCatalogRequest) String() string {
 func (*KernelCatalogRequest) ProtoMessage() {}
 
 func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[64]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +3543,7 @@ func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogRequest.ProtoReflect.Descriptor instead.
 func (*KernelCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
 }
 
 type KernelCatalogResponse struct {
@@ -3503,7 +3555,7 @@ type KernelCatalogResponse struct {
 
 func (x *KernelCatalogResponse) Reset() {
 	*x = KernelCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[65]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3567,7 @@ func (x *KernelCatalogResponse) String() string {
 func (*KernelCatalogResponse) ProtoMessage() {}
 
 func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[65]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3580,7 @@ func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogResponse.ProtoReflect.Descriptor instead.
 func (*KernelCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *KernelCatalogResponse) GetEntries() []*CatalogEntry {
@@ -3548,7 +3600,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[66]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +3612,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[66]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +3625,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PullKernelRequest) GetReference() string {
@@ -3599,7 +3651,7 @@ type PullKernelResponse struct {
 
 func (x *PullKernelResponse) Reset() {
 	*x = PullKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[67]
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3611,7 +3663,7 @@ func (x *PullKernelResponse) String() string {
 func (*PullKernelResponse) ProtoMessage() {}
 
 func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[67]
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3624,7 +3676,7 @@ func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelResponse.ProtoReflect.Descriptor instead.
 func (*PullKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PullKernelResponse) GetOperationId() string {
@@ -3647,7 +3699,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3711,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3672,7 +3724,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3719,7 +3771,7 @@ type ImportKernelResponse struct {
 
 func (x *ImportKernelResponse) Reset() {
 	*x = ImportKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3731,7 +3783,7 @@ func (x *ImportKernelResponse) String() string {
 func (*ImportKernelResponse) ProtoMessage() {}
 
 func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3744,7 +3796,7 @@ func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelResponse.ProtoReflect.Descriptor instead.
 func (*ImportKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ImportKernelResponse) GetOperationId() string {
@@ -3763,7 +3815,7 @@ type RemoveKernelRequest struct {
 
 func (x *RemoveKernelRequest) Reset() {
 	*x = RemoveKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3775,7 +3827,7 @@ func (x *RemoveKernelRequest) String() string {
 func (*RemoveKernelRequest) ProtoMessage() {}
 
 func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3788,7 +3840,7 @@ func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKernelRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveKernelRequest) GetRef() string {
@@ -3809,7 +3861,7 @@ type RemoveKernelResponse struct {
 
 func (x *RemoveKernelResponse) Reset() {
 	*x = RemoveKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	mi := &file_banger_v1_daemon_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3821,7 +3873,7 @@ func (x *RemoveKernelResponse) String() string {
 func (*RemoveKernelResponse) ProtoMessage() {}
 
 func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	mi := &file_banger_v1_daemon_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3834,7 +3886,7 @@ func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKernelResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveKernelResponse) GetName() string {
@@ -3907,7 +3959,9 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"6\n" +
 	"\x10RemoveVMResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"?\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"$\n" +
+	"\x10SuspendVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"?\n" +
 	"\x10RestartVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\"\n" +
@@ -3954,9 +4008,10 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x0fListVMsResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\" \n" +
 	"\fGetVMRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"#\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\";\n" +
 	"\x0fEndpointRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x9a\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x9a\x01\n" +
 	"\x10EndpointResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\x12\x16\n" +
 	"\x06socket\x18\x02 \x01(\tR\x06socket\x12\x1f\n" +
@@ -4125,7 +4180,7 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\rDaemonService\x12:\n" +
 	"\x05Hello\x12\x17.banger.v1.HelloRequest\x1a\x18.banger.v1.HelloResponse\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xc2\x06\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xf9\x06\n" +
 	"\tVMService\x12A\n" +
 	"\x06Create\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse\x121\n" +
 	"\x05Start\x12\x19.banger.v1.StartVMRequest\x1a\r.banger.v1.VM\x12/\n" +
@@ -4136,7 +4191,8 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03Get\x12\x17.banger.v1.GetVMRequest\x1a\r.banger.v1.VM\x125\n" +
 	"\aRestart\x12\x1b.banger.v1.RestartVMRequest\x1a\r.banger.v1.VM\x121\n" +
 	"\x05Pause\x12\x19.banger.v1.PauseVMRequest\x1a\r.banger.v1.VM\x125\n" +
-	"\aUnpause\x12\x1b.banger.v1.UnpauseVMRequest\x1a\r.banger.v1.VM\x123\n" +
+	"\aUnpause\x12\x1b.banger.v1.UnpauseVMRequest\x1a\r.banger.v1.VM\x125\n" +
+	"\aSuspend\x12\x1b.banger.v1.SuspendVMRequest\x1a\r.banger.v1.VM\x123\n" +
 	"\x06Rename\x12\x1a.banger.v1.RenameVMRequest\x1a\r.banger.v1.VM\x12-\n" +
 	"\x03Set\x12\x17.banger.v1.SetVMRequest\x1a\r.banger.v1.VM\x121\n" +
 	"\x05Reset\x12\x19.banger.v1.ResetVMRequest\x1a\r.banger.v1.VM\x12/\n" +
@@ -4186,7 +4242,7 @@ func file_banger_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_banger_v1_daemon_proto_rawDescData
 }
 
-var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_banger_v1_daemon_proto_goTypes = []any{
 	(*HelloRequest)(nil),           // 0: banger.v1.HelloRequest
 	(*HelloResponse)(nil),          // 1: banger.v1.HelloResponse
@@ -4201,89 +4257,90 @@ var file_banger_v1_daemon_proto_goTypes = []any{
 	(*KillVMRequest)(nil),          // 10: banger.v1.KillVMRequest
 	(*RemoveVMRequest)(nil),        // 11: banger.v1.RemoveVMRequest
 	(*RemoveVMResponse)(nil),       // 12: banger.v1.RemoveVMResponse
-	(*RestartVMRequest)(nil),       // 13: banger.v1.RestartVMRequest
-	(*PauseVMRequest)(nil),         // 14: banger.v1.PauseVMRequest
-	(*UnpauseVMRequest)(nil),       // 15: banger.v1.UnpauseVMRequest
-	(*RenameVMRequest)(nil),        // 16: banger.v1.RenameVMRequest
-	(*SetVMRequest)(nil),           // 17: banger.v1.SetVMRequest
-	(*ResetVMRequest)(nil),         // 18: banger.v1.ResetVMRequest
-	(*WaitVMRequest)(nil),          // 19: banger.v1.WaitVMRequest
-	(*ListVMsRequest)(nil),         // 20: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 21: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 22: banger.v1.GetVMRequest
-	(*EndpointRequest)(nil),        // 23: banger.v1.EndpointRequest
-	(*EndpointResponse)(nil),       // 24: banger.v1.EndpointResponse
-	(*OperationLogsRequest)(nil),   // 25: banger.v1.OperationLogsRequest
-	(*OperationLog)(nil),           // 26: banger.v1.OperationLog
-	(*GetOperationRequest)(nil),    // 27: banger.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),  // 28: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 29: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),  // 30: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil), // 31: banger.v1.CancelOperationRequest
-	(*ListEventsRequest)(nil),      // 32: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 33: banger.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 34: banger.v1.WatchEventsRequest
-	(*FsckRequest)(nil),            // 35: banger.v1.FsckRequest
-	(*FsckResponse)(nil),           // 36: banger.v1.FsckResponse
-	(*Finding)(nil),                // 37: banger.v1.Finding
-	(*ListImagesRequest)(nil),      // 38: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 39: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 40: banger.v1.GetImageRequest
-	(*ImageCatalogRequest)(nil),    // 41: banger.v1.ImageCatalogRequest
-	(*ImageCatalogResponse)(nil),   // 42: banger.v1.ImageCatalogResponse
-	(*PullImageRequest)(nil),       // 43: banger.v1.PullImageRequest
-	(*PullImageResponse)(nil),      // 44: banger.v1.PullImageResponse
-	(*RegisterImageRequest)(nil),   // 45: banger.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),  // 46: banger.v1.RegisterImageResponse
-	(*PromoteImageRequest)(nil),    // 47: banger.v1.PromoteImageRequest
-	(*PromoteImageResponse)(nil),   // 48: banger.v1.PromoteImageResponse
-	(*TagImageRequest)(nil),        // 49: banger.v1.TagImageRequest
-	(*RemoveImageRequest)(nil),     // 50: banger.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),    // 51: banger.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),     // 52: banger.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),    // 53: banger.v1.PruneImagesResponse
-	(*BuildImageRequest)(nil),      // 54: banger.v1.BuildImageRequest
-	(*BuildImageResponse)(nil),     // 55: banger.v1.BuildImageResponse
-	(*ExportImageRequest)(nil),     // 56: banger.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),    // 57: banger.v1.ExportImageResponse
-	(*PushImageRequest)(nil),       // 58: banger.v1.PushImageRequest
-	(*PushImageResponse)(nil),      // 59: banger.v1.PushImageResponse
-	(*Pruned)(nil),                 // 60: banger.v1.Pruned
-	(*ListKernelsRequest)(nil),     // 61: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 62: banger.v1.ListKernelsResponse
-	(*GetKernelRequest)(nil),       // 63: banger.v1.GetKernelRequest
-	(*KernelCatalogRequest)(nil),   // 64: banger.v1.KernelCatalogRequest
-	(*KernelCatalogResponse)(nil),  // 65: banger.v1.KernelCatalogResponse
-	(*PullKernelRequest)(nil),      // 66: banger.v1.PullKernelRequest
-	(*PullKernelResponse)(nil),     // 67: banger.v1.PullKernelResponse
-	(*ImportKernelRequest)(nil),    // 68: banger.v1.ImportKernelRequest
-	(*ImportKernelResponse)(nil),   // 69: banger.v1.ImportKernelResponse
-	(*RemoveKernelRequest)(nil),    // 70: banger.v1.RemoveKernelRequest
-	(*RemoveKernelResponse)(nil),   // 71: banger.v1.RemoveKernelResponse
-	nil,                            // 72: banger.v1.SetVMRequest.SetLabelsEntry
-	(*VMSpec)(nil),                 // 73: banger.v1.VMSpec
-	(*VM)(nil),                     // 74: banger.v1.VM
-	(*ImageConfig)(nil),            // 75: banger.v1.ImageConfig
-	(*Operation)(nil),              // 76: banger.v1.Operation
-	(*Event)(nil),                  // 77: banger.v1.Event
-	(*Image)(nil),                  // 78: banger.v1.Image
-	(*CatalogEntry)(nil),           // 79: banger.v1.CatalogEntry
-	(*Kernel)(nil),                 // 80: banger.v1.Kernel
+	(*SuspendVMRequest)(nil),       // 13: banger.v1.SuspendVMRequest
+	(*RestartVMRequest)(nil),       // 14: banger.v1.RestartVMRequest
+	(*PauseVMRequest)(nil),         // 15: banger.v1.PauseVMRequest
+	(*UnpauseVMRequest)(nil),       // 16: banger.v1.UnpauseVMRequest
+	(*RenameVMRequest)(nil),        // 17: banger.v1.RenameVMRequest
+	(*SetVMRequest)(nil),           // 18: banger.v1.SetVMRequest
+	(*ResetVMRequest)(nil),         // 19: banger.v1.ResetVMRequest
+	(*WaitVMRequest)(nil),          // 20: banger.v1.WaitVMRequest
+	(*ListVMsRequest)(nil),         // 21: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 22: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 23: banger.v1.GetVMRequest
+	(*EndpointRequest)(nil),        // 24: banger.v1.EndpointRequest
+	(*EndpointResponse)(nil),       // 25: banger.v1.EndpointResponse
+	(*OperationLogsRequest)(nil),   // 26: banger.v1.OperationLogsRequest
+	(*OperationLog)(nil),           // 27: banger.v1.OperationLog
+	(*GetOperationRequest)(nil),    // 28: banger.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),  // 29: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 30: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),  // 31: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil), // 32: banger.v1.CancelOperationRequest
+	(*ListEventsRequest)(nil),      // 33: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 34: banger.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 35: banger.v1.WatchEventsRequest
+	(*FsckRequest)(nil),            // 36: banger.v1.FsckRequest
+	(*FsckResponse)(nil),           // 37: banger.v1.FsckResponse
+	(*Finding)(nil),                // 38: banger.v1.Finding
+	(*ListImagesRequest)(nil),      // 39: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 40: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 41: banger.v1.GetImageRequest
+	(*ImageCatalogRequest)(nil),    // 42: banger.v1.ImageCatalogRequest
+	(*ImageCatalogResponse)(nil),   // 43: banger.v1.ImageCatalogResponse
+	(*PullImageRequest)(nil),       // 44: banger.v1.PullImageRequest
+	(*PullImageResponse)(nil),      // 45: banger.v1.PullImageResponse
+	(*RegisterImageRequest)(nil),   // 46: banger.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),  // 47: banger.v1.RegisterImageResponse
+	(*PromoteImageRequest)(nil),    // 48: banger.v1.PromoteImageRequest
+	(*PromoteImageResponse)(nil),   // 49: banger.v1.PromoteImageResponse
+	(*TagImageRequest)(nil),        // 50: banger.v1.TagImageRequest
+	(*RemoveImageRequest)(nil),     // 51: banger.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),    // 52: banger.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),     // 53: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),    // 54: banger.v1.PruneImagesResponse
+	(*BuildImageRequest)(nil),      // 55: banger.v1.BuildImageRequest
+	(*BuildImageResponse)(nil),     // 56: banger.v1.BuildImageResponse
+	(*ExportImageRequest)(nil),     // 57: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),    // 58: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),       // 59: banger.v1.PushImageRequest
+	(*PushImageResponse)(nil),      // 60: banger.v1.PushImageResponse
+	(*Pruned)(nil),                 // 61: banger.v1.Pruned
+	(*ListKernelsRequest)(nil),     // 62: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 63: banger.v1.ListKernelsResponse
+	(*GetKernelRequest)(nil),       // 64: banger.v1.GetKernelRequest
+	(*KernelCatalogRequest)(nil),   // 65: banger.v1.KernelCatalogRequest
+	(*KernelCatalogResponse)(nil),  // 66: banger.v1.KernelCatalogResponse
+	(*PullKernelRequest)(nil),      // 67: banger.v1.PullKernelRequest
+	(*PullKernelResponse)(nil),     // 68: banger.v1.PullKernelResponse
+	(*ImportKernelRequest)(nil),    // 69: banger.v1.ImportKernelRequest
+	(*ImportKernelResponse)(nil),   // 70: banger.v1.ImportKernelResponse
+	(*RemoveKernelRequest)(nil),    // 71: banger.v1.RemoveKernelRequest
+	(*RemoveKernelResponse)(nil),   // 72: banger.v1.RemoveKernelResponse
+	nil,                            // 73: banger.v1.SetVMRequest.SetLabelsEntry
+	(*VMSpec)(nil),                 // 74: banger.v1.VMSpec
+	(*VM)(nil),                     // 75: banger.v1.VM
+	(*ImageConfig)(nil),            // 76: banger.v1.ImageConfig
+	(*Operation)(nil),              // 77: banger.v1.Operation
+	(*Event)(nil),                  // 78: banger.v1.Event
+	(*Image)(nil),                  // 79: banger.v1.Image
+	(*CatalogEntry)(nil),           // 80: banger.v1.CatalogEntry
+	(*Kernel)(nil),                 // 81: banger.v1.Kernel
 }
 var file_banger_v1_daemon_proto_depIdxs = []int32{
-	73, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	72, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
-	74, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	74, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
-	75, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
-	76, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	77, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	37, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
-	78, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	79, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	60, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
-	80, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	79, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	74, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	73, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
+	75, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	75, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
+	76, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
+	77, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	78, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	38, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
+	79, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	80, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	61, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
+	81, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	80, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
 	0,  // 13: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
 	2,  // 14: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
 	4,  // 15: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
@@ -4292,88 +4349,90 @@ var file_banger_v1_daemon_proto_depIdxs = []int32{
 	9,  // 18: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
 	10, // 19: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
 	11, // 20: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
-	20, // 21: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
-	22, // 22: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
-	13, // 23: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
-	14, // 24: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
-	15, // 25: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
-	16, // 26: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
-	17, // 27: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
-	18, // 28: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
-	19, // 29: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
-	23, // 30: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
-	27, // 31: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
-	28, // 32: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
-	30, // 33: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
-	31, // 34: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
-	25, // 35: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
-	32, // 36: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
-	34, // 37: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
-	35, // 38: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
-	38, // 39: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
-	40, // 40: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
-	41, // 41: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
-	43, // 42: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
-	45, // 43: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	47, // 44: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
-	49, // 45: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	50, // 46: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
-	52, // 47: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	54, // 48: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
-	56, // 49: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
-	58, // 50: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	61, // 51: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
-	63, // 52: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
-	64, // 53: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
-	66, // 54: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
-	68, // 55: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	70, // 56: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
-	1,  // 57: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
-	3,  // 58: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
-	5,  // 59: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	7,  // 60: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
-	74, // 61: banger.v1.VMService.Start:output_type -> banger.v1.VM
-	74, // 62: banger.v1.VMService.Stop:output_type -> banger.v1.VM
-	74, // 63: banger.v1.VMService.Kill:output_type -> banger.v1.VM
-	12, // 64: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
-	21, // 65: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
-	74, // 66: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	74, // 67: banger.v1.VMService.Restart:output_type -> banger.v1.VM
-	74, // 68: banger.v1.VMService.Pause:output_type -> banger.v1.VM
-	74, // 69: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
-	74, // 70: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	74, // 71: banger.v1.VMService.Set:output_type -> banger.v1.VM
-	74, // 72: banger.v1.VMService.Reset:output_type -> banger.v1.VM
-	74, // 73: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	24, // 74: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
-	76, // 75: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	29, // 76: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
-	76, // 77: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	76, // 78: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	26, // 79: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
-	33, // 80: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
-	77, // 81: banger.v1.EventService.Watch:output_type -> banger.v1.Event
-	36, // 82: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
-	39, // 83: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
-	78, // 84: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	42, // 85: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
-	44, // 86: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
-	46, // 87: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
-	48, // 88: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
-	78, // 89: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	51, // 90: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
-	53, // 91: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
-	55, // 92: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
-	57, // 93: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
-	59, // 94: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
-	62, // 95: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
-	80, // 96: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	65, // 97: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
-	67, // 98: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
-	69, // 99: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
-	71, // 100: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
-	57, // [57:101] is the sub-list for method output_type
-	13, // [13:57] is the sub-list for method input_type
+	21, // 21: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
+	23, // 22: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
+	14, // 23: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
+	15, // 24: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
+	16, // 25: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
+	13, // 26: banger.v1.VMService.Suspend:input_type -> banger.v1.SuspendVMRequest
+	17, // 27: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
+	18, // 28: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
+	19, // 29: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
+	20, // 30: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
+	24, // 31: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
+	28, // 32: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
+	29, // 33: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
+	31, // 34: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
+	32, // 35: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
+	26, // 36: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
+	33, // 37: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
+	35, // 38: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
+	36, // 39: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
+	39, // 40: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
+	41, // 41: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
+	42, // 42: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
+	44, // 43: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
+	46, // 44: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	48, // 45: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
+	50, // 46: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	51, // 47: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
+	53, // 48: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	55, // 49: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
+	57, // 50: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
+	59, // 51: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	62, // 52: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
+	64, // 53: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
+	65, // 54: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
+	67, // 55: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
+	69, // 56: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	71, // 57: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
+	1,  // 58: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
+	3,  // 59: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
+	5,  // 60: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	7,  // 61: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
+	75, // 62: banger.v1.VMService.Start:output_type -> banger.v1.VM
+	75, // 63: banger.v1.VMService.Stop:output_type -> banger.v1.VM
+	75, // 64: banger.v1.VMService.Kill:output_type -> banger.v1.VM
+	12, // 65: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
+	22, // 66: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
+	75, // 67: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	75, // 68: banger.v1.VMService.Restart:output_type -> banger.v1.VM
+	75, // 69: banger.v1.VMService.Pause:output_type -> banger.v1.VM
+	75, // 70: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
+	75, // 71: banger.v1.VMService.Suspend:output_type -> banger.v1.VM
+	75, // 72: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	75, // 73: banger.v1.VMService.Set:output_type -> banger.v1.VM
+	75, // 74: banger.v1.VMService.Reset:output_type -> banger.v1.VM
+	75, // 75: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	25, // 76: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
+	77, // 77: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	30, // 78: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
+	77, // 79: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	77, // 80: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	27, // 81: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
+	34, // 82: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
+	78, // 83: banger.v1.EventService.Watch:output_type -> banger.v1.Event
+	37, // 84: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
+	40, // 85: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
+	79, // 86: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	43, // 87: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
+	45, // 88: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
+	47, // 89: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
+	49, // 90: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
+	79, // 91: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	52, // 92: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
+	54, // 93: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
+	56, // 94: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
+	58, // 95: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
+	60, // 96: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
+	63, // 97: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
+	81, // 98: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	66, // 99: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
+	68, // 100: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
+	70, // 101: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
+	72, // 102: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
+	58, // [58:103] is the sub-list for method output_type
+	13, // [13:58] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -4385,14 +4444,14 @@ func file_banger_v1_daemon_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
-	file_banger_v1_daemon_proto_msgTypes[17].OneofWrappers = []any{}
+	file_banger_v1_daemon_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_daemon_proto_rawDesc), len(file_banger_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   73,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   7,
 		},

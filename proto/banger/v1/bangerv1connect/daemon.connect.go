@@ -72,6 +72,8 @@ const (
 	VMServicePauseProcedure = "/banger.v1.VMService/Pause"
 	// VMServiceUnpauseProcedure is the fully-qualified name of the VMService's Unpause RPC.
 	VMServiceUnpauseProcedure = "/banger.v1.VMService/Unpause"
+	// VMServiceSuspendProcedure is the fully-qualified name of the VMService's Suspend RPC.
+	VMServiceSuspendProcedure = "/banger.v1.VMService/Suspend"
 	// VMServiceRenameProcedure is the fully-qualified name of the VMService's Rename RPC.
 	VMServiceRenameProcedure = "/banger.v1.VMService/Rename"
 	// VMServiceSetProcedure is the fully-qualified name of the VMService's Set RPC.
@@ -275,6 +277,8 @@ type VMServiceClient interface {
 	Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error)
 	Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error)
 	Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error)
+	// Suspend writes the VM's memory to the disk and ends it. Start goes on from there.
+	Suspend(context.Context, *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error)
 	Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error)
 	// Set changes settings. What cannot change while the VM runs is kept for the next start (VM.pending).
 	Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error)
@@ -357,6 +361,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Unpause")),
 			connect.WithClientOptions(opts...),
 		),
+		suspend: connect.NewClient[v1.SuspendVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceSuspendProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Suspend")),
+			connect.WithClientOptions(opts...),
+		),
 		rename: connect.NewClient[v1.RenameVMRequest, v1.VM](
 			httpClient,
 			baseURL+VMServiceRenameProcedure,
@@ -402,6 +412,7 @@ type vMServiceClient struct {
 	restart  *connect.Client[v1.RestartVMRequest, v1.VM]
 	pause    *connect.Client[v1.PauseVMRequest, v1.VM]
 	unpause  *connect.Client[v1.UnpauseVMRequest, v1.VM]
+	suspend  *connect.Client[v1.SuspendVMRequest, v1.VM]
 	rename   *connect.Client[v1.RenameVMRequest, v1.VM]
 	set      *connect.Client[v1.SetVMRequest, v1.VM]
 	reset    *connect.Client[v1.ResetVMRequest, v1.VM]
@@ -459,6 +470,11 @@ func (c *vMServiceClient) Unpause(ctx context.Context, req *connect.Request[v1.U
 	return c.unpause.CallUnary(ctx, req)
 }
 
+// Suspend calls banger.v1.VMService.Suspend.
+func (c *vMServiceClient) Suspend(ctx context.Context, req *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.suspend.CallUnary(ctx, req)
+}
+
 // Rename calls banger.v1.VMService.Rename.
 func (c *vMServiceClient) Rename(ctx context.Context, req *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error) {
 	return c.rename.CallUnary(ctx, req)
@@ -499,6 +515,8 @@ type VMServiceHandler interface {
 	Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error)
 	Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error)
 	Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error)
+	// Suspend writes the VM's memory to the disk and ends it. Start goes on from there.
+	Suspend(context.Context, *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error)
 	Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error)
 	// Set changes settings. What cannot change while the VM runs is kept for the next start (VM.pending).
 	Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error)
@@ -577,6 +595,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Unpause")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceSuspendHandler := connect.NewUnaryHandler(
+		VMServiceSuspendProcedure,
+		svc.Suspend,
+		connect.WithSchema(vMServiceMethods.ByName("Suspend")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceRenameHandler := connect.NewUnaryHandler(
 		VMServiceRenameProcedure,
 		svc.Rename,
@@ -629,6 +653,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServicePauseHandler.ServeHTTP(w, r)
 		case VMServiceUnpauseProcedure:
 			vMServiceUnpauseHandler.ServeHTTP(w, r)
+		case VMServiceSuspendProcedure:
+			vMServiceSuspendHandler.ServeHTTP(w, r)
 		case VMServiceRenameProcedure:
 			vMServiceRenameHandler.ServeHTTP(w, r)
 		case VMServiceSetProcedure:
@@ -686,6 +712,10 @@ func (UnimplementedVMServiceHandler) Pause(context.Context, *connect.Request[v1.
 
 func (UnimplementedVMServiceHandler) Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Unpause is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Suspend(context.Context, *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Suspend is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error) {
