@@ -16,8 +16,8 @@ func newStart(d *Deps) *cobra.Command {
 	which := whichVMs{states: startable}
 	var cold bool
 	cmd := &cobra.Command{
-		Use:     "start NAME...",
-		Short:   "Start stopped vms",
+		Use:   "start NAME...",
+		Short: "Start stopped vms",
 		Long: `Start VMs that do not run and wait until they are ready. One that was suspended goes on where it was.
 
 With --cold a VM boots: not from a template, and without the memory of one that was suspended, which is lost then.`,

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/internal/ext4"
 	"banger/internal/fault"
 )
 
@@ -24,16 +23,22 @@ type Result struct {
 }
 
 // Copy copies src to dst, which must not exist, readable for the user alone. src may be written to meanwhile only by who
-// knows what that means. The copy is not synced. When it fails dst is removed.
-func Copy(ctx context.Context, src, dst string) (res Result, err error) {
+// knows what that means. The copy is not synced. When it fails dst is removed; a disk that is full is a fault of class
+// Exhausted.
+func Copy(ctx context.Context, src, dst string) (Result, error) {
 	in, err := os.Open(src)
 	if err != nil {
-		return res, fault.Wrap(fault.Unavailable, err, "copy disk")
+		return Result{}, fault.Wrap(fault.Unavailable, err, "copy disk")
 	}
 	defer func() { _ = in.Close() }()
+	return From(ctx, in, dst)
+}
+
+// From is Copy of a file that is open.
+func From(ctx context.Context, in *os.File, dst string) (res Result, err error) {
 	out, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return res, fault.Wrap(fault.Internal, err, "copy disk")
+		return res, explain(err, dst)
 	}
 	defer func() {
 		err = errors.Join(err, out.Close())
@@ -41,7 +46,7 @@ func Copy(ctx context.Context, src, dst string) (res Result, err error) {
 			err = errors.Join(explain(err, dst), os.Remove(dst))
 		}
 	}()
-	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil {
+	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil { // else not supported, or another file system
 		return Result{Shared: true}, nil
 	}
 	info, err := in.Stat()
@@ -57,8 +62,8 @@ func Copy(ctx context.Context, src, dst string) (res Result, err error) {
 
 // explain gives a full disk its class.
 func explain(err error, path string) error {
-	if ext4.NoSpace(err) {
-		return ext4.Exhausted(err, path, chunk)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) {
+		return fault.Wrap(fault.Exhausted, err, "copy disk to %s", path)
 	}
 	return fault.Context(err, "copy disk to %s", path)
 }
