@@ -36,7 +36,15 @@ type Defaults struct {
 	Disk   uint64 // bytes
 	// AutoStop is how long a VM may be unused until it is stopped; 0: for ever.
 	AutoStop time.Duration
+	// IdleAction is what happens to it then: one of the Idle constants.
+	IdleAction string
 }
+
+// Values of Defaults.IdleAction.
+const (
+	IdleStop    = "stop"
+	IdleSuspend = "suspend"
+)
 
 // Limits of what the daemon keeps.
 type Limits struct {
@@ -77,6 +85,8 @@ func Default() Config {
 			CPUs:   min(2, runtime.NumCPU()),
 			Memory: 1 << 30,
 			Disk:   10 << 30,
+
+			IdleAction: IdleStop,
 		},
 		Limits: Limits{Events: 10_000, Templates: 4 << 30},
 		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto, Templates: true},
@@ -91,6 +101,8 @@ type file struct {
 		Memory   *string `toml:"memory"`
 		Disk     *string `toml:"disk"`
 		AutoStop *string `toml:"auto_stop"`
+
+		IdleAction *string `toml:"idle_action"`
 	} `toml:"defaults"`
 	Limits struct {
 		Events    *int    `toml:"events"`
@@ -141,6 +153,7 @@ func parse(path, text string) (Config, error) {
 func (c *Config) apply(path, text string, f *file) error {
 	set(&c.Defaults.Image, f.Defaults.Image)
 	set(&c.Defaults.CPUs, f.Defaults.CPUs)
+	set(&c.Defaults.IdleAction, f.Defaults.IdleAction)
 	set(&c.Limits.Events, f.Limits.Events)
 	set(&c.Mirror.Debian, f.Mirror.Debian)
 	set(&c.VMM.Driver, f.VMM.Driver)
@@ -171,6 +184,9 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if c.Defaults.Image == "" {
 		return refuse(errors.New("is empty"), "defaults", "image")
+	}
+	if a := c.Defaults.IdleAction; a != IdleStop && a != IdleSuspend {
+		return refuse(fault.New(fault.Invalid, "%q is not stop or suspend", a), "defaults", "idle_action")
 	}
 	if a := c.VMM.Accelerator; !slices.Contains([]string{AcceleratorAuto, AcceleratorKVM, AcceleratorTCG}, a) {
 		return refuse(fault.New(fault.Invalid, "%q is not auto, kvm or tcg", a), "vmm", "accelerator")

@@ -46,7 +46,7 @@ accelerator = "tcg"
 		t.Fatal(err)
 	}
 	want := Config{
-		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30},
+		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30, IdleAction: IdleStop},
 		Limits:   Limits{Events: 10_000, Templates: 4 << 30},
 		Mirror:   Mirror{Debian: "file:///srv/mirror"},
 		VMM:      VMM{Driver: "firecracker", Accelerator: "tcg", Templates: true},

@@ -29,6 +29,8 @@ func keys() []key {
 			func(c *Config) string { return size(c.Defaults.Disk) }},
 		{"defaults.auto_stop", "stop a VM that nobody has used for so long (\"30m\", \"2h\"); \"0\": never", false,
 			func(c *Config) string { return duration(c.Defaults.AutoStop) }},
+		{"defaults.idle_action", "what happens to a VM that nobody has used for auto_stop: \"stop\", or \"suspend\" (its memory goes to the disk)", false,
+			func(c *Config) string { return c.Defaults.IdleAction }},
 		{"limits.events", "how many events are kept", true,
 			func(c *Config) string { return strconv.Itoa(c.Limits.Events) }},
 		{"limits.templates", "how much of the disk templates may take; the least recently used go first", false,

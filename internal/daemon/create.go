@@ -170,7 +170,7 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 // that one is taken.
 func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progress.Func) (store.VM, error) {
 	for try := 1; ; try++ {
-		img, krn, err := s.resolve(ctx, &o.spec, report)
+		img, krn, err := s.resolve(ctx, &o.spec, o.start && !o.cold, report)
 		if err != nil {
 			return store.VM{}, err
 		}
@@ -190,15 +190,26 @@ func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progr
 	}
 }
 
-// resolve returns the image and the kernel, pulling what is missing, both at once.
-func (s *vmService) resolve(ctx context.Context, spec *vm.Spec, report progress.Func) (img, krn Artifact, err error) {
+// resolve returns the image and the kernel, pulling what is missing, both at once. With warm the template is made, too,
+// while the image is on its way.
+func (s *vmService) resolve(ctx context.Context, spec *vm.Spec, warm bool, report progress.Func) (img, krn Artifact, err error) {
 	kernelName, err := s.kernelOf(ctx, spec)
 	if err != nil {
 		return img, krn, err
 	}
+	if warm {
+		_, here, err := s.images.local(ctx, spec.Image)
+		if err != nil {
+			return img, krn, err
+		}
+		warm = !here
+	}
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() (err error) {
 		krn, err = s.kernels.ensure(ctx, kernelName, report)
+		if err == nil && warm {
+			s.fleet.warmBeside(ctx, *spec, krn, report)
+		}
 		return err
 	})
 	both.Go(func() (err error) {

@@ -274,6 +274,7 @@ func (p *parts) handler() http.Handler {
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(&fsckService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(&operationService{ops: p.ops}, options))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{lib: p.images, store: p.store, standard: cfg.Settings.Defaults.Image}, options))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(&templateService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{lib: p.kernels}, options))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(&daemonService{
 		cfg: cfg, store: p.store, ops: p.ops, started: p.started, shutdown: func() { p.daemon.stop(errShutdown) },

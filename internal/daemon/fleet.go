@@ -165,6 +165,11 @@ func (f *fleet) start(ctx context.Context, v store.VM, opt startOptions) error {
 	if _, err := f.store.MoveToStarting(ctx, v.ID, opt.again); err != nil {
 		return err
 	}
+	if launch.Resume != nil { // it goes on as it was, whatever has been set since
+		if err := f.store.SetPending(ctx, v.ID, pendingFor(launch, v.Spec)); err != nil {
+			f.log.ErrorContext(ctx, "cannot note what waits for the next start", "vm", v.ID, "error", err)
+		}
+	}
 	r, err := f.spawn(ctx, launch)
 	if err != nil {
 		end := store.Ended{Failed: true, Reason: err.Error(), At: time.Now()}

@@ -8,6 +8,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/vm"
+	"banger/internal/vmdir"
 )
 
 // halfRemoved looks for directories whose removal was cut off. The renaming has been ordered by somebody; only the
@@ -106,6 +107,11 @@ func (c *checker) users(l *library, digest string) []string {
 func (c *checker) initramfs() {
 	used := map[string]bool{}
 	for id, v := range c.rows {
+		if v.State == vm.Suspended { // goes on with the one that it was started with
+			if m, err := vmdir.ReadSaved(c.fleet.suspendedDir(id)); err == nil {
+				used[m.Launch.Machine.Initramfs] = true
+			}
+		}
 		if !v.State.Live() {
 			continue
 		}

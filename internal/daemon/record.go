@@ -180,6 +180,11 @@ func (f *fleet) pendingOf(id vm.ID, spec vm.Spec) []string {
 	if err != nil {
 		return nil
 	}
+	return pendingFor(l, spec)
+}
+
+// pendingFor lists the settings that a run which was launched so does not have.
+func pendingFor(l vmdir.Launch, spec vm.Spec) []string {
 	var pending []string
 	if l.Machine.CPUs != spec.CPUs {
 		pending = append(pending, "cpus")

@@ -118,6 +118,15 @@ func (f *fleet) readSuspended(id vm.ID) (vmdir.SavedMachine, error) {
 	return m, nil
 }
 
+// refuseSuspended refuses what would change the disk of a VM whose memory is kept: the two belong together.
+func refuseSuspended(v store.VM, what string) error {
+	if v.State != vm.Suspended {
+		return nil
+	}
+	return fault.New(fault.Conflict, "vm %s is suspended, %s: its memory would not fit its disk any more", v.Name(), what).
+		WithHint("banger vm resume %s   # or: banger vm start --cold %s, which drops its memory", v.Name(), v.Name())
+}
+
 // forgetMemory removes the memory of a VM that has gone on, or is to be booted.
 func (f *fleet) forgetMemory(id vm.ID) error {
 	return atomicfile.RemoveDir(f.suspendedDir(id))

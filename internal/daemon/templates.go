@@ -35,7 +35,7 @@ type templates struct {
 const stageTemplate = "template"
 
 // choose has the launch begin from a template, which is made first if there is none. Whatever is wrong with templates is
-// logged and no reason to fail: the VM is booted then. The error is that of ctx.
+// logged, noted in the launch and no reason to fail: the VM is booted then. The error is that of ctx.
 func (t *templates) choose(ctx context.Context, launch *vmdir.Launch, kernel string, report progress.Func) error {
 	driver, shape := t.shape(ctx, launch)
 	if shape == "" {
@@ -44,22 +44,22 @@ func (t *templates) choose(ctx context.Context, launch *vmdir.Launch, kernel str
 	key := template.Key(shape)
 	if err := t.store.Off(key); err != nil {
 		t.log.InfoContext(ctx, "no template is used", "template", key, "reason", err)
+		launch.TemplateFault = err.Error()
 		return nil
 	}
-	found, err := t.store.Get(key)
-	if fault.Is(err, fault.Conflict) {
-		t.log.WarnContext(ctx, "a template cannot be used, it is made anew", "template", key, "error", err)
-		report.Report(progress.Update{Stage: stageTemplate, Message: err.Error() + "; it is made anew"})
-		err = errors.Join(t.store.Drop(key), fault.New(fault.NotFound, "it was dropped"))
-	}
-	if fault.Is(err, fault.NotFound) {
-		found, err = t.make(ctx, driver, launch, shape, kernel, report)
+	found, damage, err := t.ensure(ctx, driver, launch.Machine, shape, kernel, report)
+	if damage != nil {
+		launch.TemplateFault = damage.Error() + "; it was made anew"
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err != nil {
 		t.log.WarnContext(ctx, "there is no template", "template", key, "error", err)
+		launch.TemplateFault = err.Error()
+		if fault.Is(err, fault.Exhausted) { // says nothing about the shape
+			return nil
+		}
 		if err := t.store.Fail(key, err); err != nil {
 			t.log.ErrorContext(ctx, "cannot note the failure of a template", "template", key, "error", err)
 		}
@@ -70,14 +70,27 @@ func (t *templates) choose(ctx context.Context, launch *vmdir.Launch, kernel str
 	return nil
 }
 
+// ensure returns the template of a shape and makes it if there is none, or one that cannot be used: damage says why.
+func (t *templates) ensure(ctx context.Context, driver hypervisor.Driver, machine hypervisor.Spec, shape, kernel string, report progress.Func) (found template.Template, damage, err error) {
+	key := template.Key(shape)
+	found, err = t.store.Get(key)
+	if fault.Is(err, fault.Conflict) {
+		damage = err
+		t.log.WarnContext(ctx, "a template cannot be used, it is made anew", "template", key, "error", err)
+		report.Report(progress.Update{Stage: stageTemplate, Message: err.Error() + "; it is made anew"})
+		if err = t.store.Drop(key); err == nil {
+			err = fault.New(fault.NotFound, "template %s was dropped", key)
+		}
+	}
+	if fault.Is(err, fault.NotFound) {
+		found, err = t.make(ctx, driver, machine, shape, kernel, report)
+	}
+	return found, damage, err
+}
+
 // shape is the shape of the launch's machine, or "" when its driver has no templates.
 func (t *templates) shape(ctx context.Context, launch *vmdir.Launch) (hypervisor.Driver, string) {
-	driver := t.drivers[launch.Driver]
-	shaper, ok := driver.(hypervisor.Shaper)
-	if !t.on || !ok || !driver.Features().Save {
-		return nil, ""
-	}
-	shape, err := shaper.Shape(ctx, launch.Machine)
+	driver, shape, err := t.shapeOf(ctx, launch.Driver, launch.Machine)
 	if err != nil {
 		t.log.WarnContext(ctx, "templates cannot be used", "vm", launch.VMID, "error", err)
 		return nil, ""
@@ -85,8 +98,19 @@ func (t *templates) shape(ctx context.Context, launch *vmdir.Launch) (hypervisor
 	return driver, shape
 }
 
+// shapeOf is the shape of a machine, or "" when templates are switched off or its driver has none.
+func (t *templates) shapeOf(ctx context.Context, name string, machine hypervisor.Spec) (hypervisor.Driver, string, error) {
+	driver := t.drivers[name]
+	shaper, ok := driver.(hypervisor.Shaper)
+	if !t.on || !ok || !driver.Features().Save {
+		return nil, "", nil
+	}
+	shape, err := shaper.Shape(ctx, machine)
+	return driver, shape, err
+}
+
 // make makes a template, or waits for somebody else who makes the same one.
-func (t *templates) make(ctx context.Context, driver hypervisor.Driver, launch *vmdir.Launch, shape, kernel string, report progress.Func) (template.Template, error) {
+func (t *templates) make(ctx context.Context, driver hypervisor.Driver, machine hypervisor.Spec, shape, kernel string, report progress.Func) (template.Template, error) {
 	key := template.Key(shape)
 	spec := operation.Spec{Kind: "template.make", Target: key, Key: "template/" + key}
 	_, err := t.ops.Share(ctx, spec, report, func(ctx context.Context, report progress.Func) (string, error) {
@@ -95,7 +119,7 @@ func (t *templates) make(ctx context.Context, driver hypervisor.Driver, launch *
 			return "", err
 		}
 		_, err := t.store.Make(ctx, template.Request{
-			Driver: driver, Spec: launch.Machine, Shape: shape, Kernel: kernel, Scratch: t.scratch,
+			Driver: driver, Spec: machine, Shape: shape, Kernel: kernel, Scratch: t.scratch,
 		})
 		if err != nil {
 			return "", err

@@ -229,7 +229,8 @@ func (s *vmService) proto(v store.VM) *bangerv1.VM {
 		LastActiveMs: millis(v.ActiveAt), Restarts: int32(v.Restarts), Pending: v.Pending,
 	}
 	if r := s.fleet.runOf(v.ID); r != nil {
-		u := r.used()
+		u, from := r.used(), r.from()
+		out.FromTemplate, out.TemplateFault = from.template, from.fault
 		out.OpenSessions = u.sessions
 		if u.last.After(v.ActiveAt) {
 			out.LastActiveMs = millis(u.last)

@@ -31,6 +31,7 @@ var (
 // seconds under software emulation. It returns a machine whose guest is configured, or none and how that ended; then no
 // VMM is left.
 func (s *Supervisor) boot() (hypervisor.Machine, ending) {
+	s.board.update(func(st *bangerv1.SupervisorStatus) { st.TemplateFault = s.launch.TemplateFault })
 	if s.launch.Resume != nil {
 		return s.goOn()
 	}

@@ -60,7 +60,8 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 		}
 	}()
 	saved = vmdir.SavedMachine{Launch: s.launch, Created: time.Now().UTC().Truncate(time.Second)}
-	saved.Launch.Template, saved.Launch.TemplateKey, saved.Launch.Resume, saved.Launch.Identity = nil, "", nil, nil
+	saved.Launch.Template, saved.Launch.TemplateKey, saved.Launch.TemplateFault = nil, "", ""
+	saved.Launch.Resume, saved.Launch.Identity = nil, nil
 	if saved.Shape, err = shaper.Shape(ctx, s.launch.Machine); err != nil {
 		return saved, disk, err
 	}
@@ -81,7 +82,7 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 	}
 	saved.StillUS = still.Microseconds()
 	if err := s.seal(dir, &saved, req.GetDisk()); err != nil {
-		if req.GetSuspend() { // it stands still, and nobody else will let it go on
+		if req.GetSuspend() && s.board.phase() != phasePaused { // it stands still, and nobody else will let it go on
 			err = errors.Join(err, s.resume(ctx, m))
 		}
 		return saved, disk, err

@@ -62,6 +62,8 @@ type Launch struct {
 	Template *hypervisor.Saved `json:"template,omitempty"`
 	// TemplateKey names it, for those who ask which VMs use it.
 	TemplateKey string `json:"template_key,omitempty"`
+	// TemplateFault says what was wrong with templates before the launch: there is none, or it had to be made anew.
+	TemplateFault string `json:"template_fault,omitempty"`
 	// RestoreDeadline is BootDeadline for a start from a template.
 	RestoreDeadline time.Duration `json:"restore_deadline,omitempty"`
 	// Resume, if it is not nil, is the saved machine that the VM goes on from: its own, or with Identity that of another VM.

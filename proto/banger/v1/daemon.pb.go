@@ -755,6 +755,7 @@ type RestartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	GraceMs       int64                  `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -801,6 +802,13 @@ func (x *RestartVMRequest) GetGraceMs() int64 {
 		return x.GraceMs
 	}
 	return 0
+}
+
+func (x *RestartVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 type PauseVMRequest struct {
@@ -3328,7 +3336,7 @@ func (x *PushImageResponse) GetOperationId() string {
 // Pruned is something that was or would be removed.
 type Pruned struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "image", "layer", "build-step", "initramfs", "disk-template"
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "image", "layer", "build-step", "initramfs", "disk-template", "template"
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // real, on the host
 	unknownFields protoimpl.UnknownFields
@@ -3910,6 +3918,555 @@ func (x *RemoveKernelResponse) GetFreedBytes() uint64 {
 	return 0
 }
 
+type ListTemplatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesRequest) Reset() {
+	*x = ListTemplatesRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesRequest) ProtoMessage() {}
+
+func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{73}
+}
+
+type ListTemplatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Templates     []*Template            `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	LimitBytes    uint64                 `protobuf:"varint,2,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // what they may take
+	Off           bool                   `protobuf:"varint,3,opt,name=off,proto3" json:"off,omitempty"`                                 // the configuration says that none is used
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesResponse) Reset() {
+	*x = ListTemplatesResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesResponse) ProtoMessage() {}
+
+func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ListTemplatesResponse) GetTemplates() []*Template {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+func (x *ListTemplatesResponse) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *ListTemplatesResponse) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+// Template is a machine that was booted and saved, or what is noted about one that cannot be made.
+type Template struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Vmm           string                 `protobuf:"bytes,2,opt,name=vmm,proto3" json:"vmm,omitempty"` // empty: there is no template, only failures
+	Cpus          int32                  `protobuf:"varint,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes   uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Kernel        string                 `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`                         // its release
+	UsedBytes     uint64                 `protobuf:"varint,6,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"` // real, on the host
+	CreatedAtMs   int64                  `protobuf:"varint,7,opt,name=created_at_ms,json=createdAtMs,proto3" json:"created_at_ms,omitempty"`
+	LastUsedMs    int64                  `protobuf:"varint,8,opt,name=last_used_ms,json=lastUsedMs,proto3" json:"last_used_ms,omitempty"`
+	UsedBy        []string               `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // names of VMs that run and were started from it
+	Problem       string                 `protobuf:"bytes,10,opt,name=problem,proto3" json:"problem,omitempty"`            // why it cannot be used; empty: it can
+	Failures      int32                  `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`         // in a row
+	LastFailure   string                 `protobuf:"bytes,12,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
+	LastFailureMs int64                  `protobuf:"varint,13,opt,name=last_failure_ms,json=lastFailureMs,proto3" json:"last_failure_ms,omitempty"`
+	Off           bool                   `protobuf:"varint,14,opt,name=off,proto3" json:"off,omitempty"` // it failed too often: VMs of its shape are booted until it is removed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Template) Reset() {
+	*x = Template{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Template) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Template) ProtoMessage() {}
+
+func (x *Template) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Template.ProtoReflect.Descriptor instead.
+func (*Template) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *Template) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Template) GetVmm() string {
+	if x != nil {
+		return x.Vmm
+	}
+	return ""
+}
+
+func (x *Template) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *Template) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Template) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *Template) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Template) GetCreatedAtMs() int64 {
+	if x != nil {
+		return x.CreatedAtMs
+	}
+	return 0
+}
+
+func (x *Template) GetLastUsedMs() int64 {
+	if x != nil {
+		return x.LastUsedMs
+	}
+	return 0
+}
+
+func (x *Template) GetUsedBy() []string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+func (x *Template) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Template) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Template) GetLastFailure() string {
+	if x != nil {
+		return x.LastFailure
+	}
+	return ""
+}
+
+func (x *Template) GetLastFailureMs() int64 {
+	if x != nil {
+		return x.LastFailureMs
+	}
+	return 0
+}
+
+func (x *Template) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+type RemoveTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveTemplateRequest) Reset() {
+	*x = RemoveTemplateRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveTemplateRequest) ProtoMessage() {}
+
+func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
+func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RemoveTemplateRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RemoveTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	FreedBytes    uint64                 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveTemplateResponse) Reset() {
+	*x = RemoveTemplateResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveTemplateResponse) ProtoMessage() {}
+
+func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
+func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *RemoveTemplateResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RemoveTemplateResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type PruneTemplatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"` // also those that VMs use: what they have mapped stays until they end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneTemplatesRequest) Reset() {
+	*x = PruneTemplatesRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneTemplatesRequest) ProtoMessage() {}
+
+func (x *PruneTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*PruneTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *PruneTemplatesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneTemplatesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type PruneTemplatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pruned        []*Pruned              `protobuf:"bytes,1,rep,name=pruned,proto3" json:"pruned,omitempty"`
+	FreedBytes    uint64                 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneTemplatesResponse) Reset() {
+	*x = PruneTemplatesResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneTemplatesResponse) ProtoMessage() {}
+
+func (x *PruneTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*PruneTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *PruneTemplatesResponse) GetPruned() []*Pruned {
+	if x != nil {
+		return x.Pruned
+	}
+	return nil
+}
+
+func (x *PruneTemplatesResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type WarmTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cpus          uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`                                  // 0: the default
+	MemoryBytes   uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0: the default
+	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`                               // empty: that of the default image
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateRequest) Reset() {
+	*x = WarmTemplateRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateRequest) ProtoMessage() {}
+
+func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
+func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *WarmTemplateRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *WarmTemplateRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *WarmTemplateRequest) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+type WarmTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateResponse) Reset() {
+	*x = WarmTemplateResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateResponse) ProtoMessage() {}
+
+func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
+func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *WarmTemplateResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
 var File_banger_v1_daemon_proto protoreflect.FileDescriptor
 
 const file_banger_v1_daemon_proto_rawDesc = "" +
@@ -3961,10 +4518,11 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"$\n" +
 	"\x10SuspendVMRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"?\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"S\n" +
 	"\x10RestartVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\"\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"\"\n" +
 	"\x0ePauseVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"$\n" +
 	"\x10UnpauseVMRequest\x12\x10\n" +
@@ -4176,7 +4734,50 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
 	"\vfreed_bytes\x18\x03 \x01(\x04R\n" +
-	"freedBytes2\xcf\x01\n" +
+	"freedBytes\"\x16\n" +
+	"\x14ListTemplatesRequest\"}\n" +
+	"\x15ListTemplatesResponse\x121\n" +
+	"\ttemplates\x18\x01 \x03(\v2\x13.banger.v1.TemplateR\ttemplates\x12\x1f\n" +
+	"\vlimit_bytes\x18\x02 \x01(\x04R\n" +
+	"limitBytes\x12\x10\n" +
+	"\x03off\x18\x03 \x01(\bR\x03off\"\x8e\x03\n" +
+	"\bTemplate\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
+	"\x03vmm\x18\x02 \x01(\tR\x03vmm\x12\x12\n" +
+	"\x04cpus\x18\x03 \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x16\n" +
+	"\x06kernel\x18\x05 \x01(\tR\x06kernel\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\x12\"\n" +
+	"\rcreated_at_ms\x18\a \x01(\x03R\vcreatedAtMs\x12 \n" +
+	"\flast_used_ms\x18\b \x01(\x03R\n" +
+	"lastUsedMs\x12\x17\n" +
+	"\aused_by\x18\t \x03(\tR\x06usedBy\x12\x18\n" +
+	"\aproblem\x18\n" +
+	" \x01(\tR\aproblem\x12\x1a\n" +
+	"\bfailures\x18\v \x01(\x05R\bfailures\x12!\n" +
+	"\flast_failure\x18\f \x01(\tR\vlastFailure\x12&\n" +
+	"\x0flast_failure_ms\x18\r \x01(\x03R\rlastFailureMs\x12\x10\n" +
+	"\x03off\x18\x0e \x01(\bR\x03off\")\n" +
+	"\x15RemoveTemplateRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"K\n" +
+	"\x16RemoveTemplateResponse\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
+	"freedBytes\"B\n" +
+	"\x15PruneTemplatesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"d\n" +
+	"\x16PruneTemplatesResponse\x12)\n" +
+	"\x06pruned\x18\x01 \x03(\v2\x11.banger.v1.PrunedR\x06pruned\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
+	"freedBytes\"d\n" +
+	"\x13WarmTemplateRequest\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\"9\n" +
+	"\x14WarmTemplateResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId2\xcf\x01\n" +
 	"\rDaemonService\x12:\n" +
 	"\x05Hello\x12\x17.banger.v1.HelloRequest\x1a\x18.banger.v1.HelloResponse\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12C\n" +
@@ -4228,7 +4829,12 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\aCatalog\x12\x1f.banger.v1.KernelCatalogRequest\x1a .banger.v1.KernelCatalogResponse\x12C\n" +
 	"\x04Pull\x12\x1c.banger.v1.PullKernelRequest\x1a\x1d.banger.v1.PullKernelResponse\x12I\n" +
 	"\x06Import\x12\x1e.banger.v1.ImportKernelRequest\x1a\x1f.banger.v1.ImportKernelResponse\x12I\n" +
-	"\x06Remove\x12\x1e.banger.v1.RemoveKernelRequest\x1a\x1f.banger.v1.RemoveKernelResponseB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
+	"\x06Remove\x12\x1e.banger.v1.RemoveKernelRequest\x1a\x1f.banger.v1.RemoveKernelResponse2\xc2\x02\n" +
+	"\x0fTemplateService\x12I\n" +
+	"\x04List\x12\x1f.banger.v1.ListTemplatesRequest\x1a .banger.v1.ListTemplatesResponse\x12M\n" +
+	"\x06Remove\x12 .banger.v1.RemoveTemplateRequest\x1a!.banger.v1.RemoveTemplateResponse\x12L\n" +
+	"\x05Prune\x12 .banger.v1.PruneTemplatesRequest\x1a!.banger.v1.PruneTemplatesResponse\x12G\n" +
+	"\x04Warm\x12\x1e.banger.v1.WarmTemplateRequest\x1a\x1f.banger.v1.WarmTemplateResponseB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
 
 var (
 	file_banger_v1_daemon_proto_rawDescOnce sync.Once
@@ -4242,7 +4848,7 @@ func file_banger_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_banger_v1_daemon_proto_rawDescData
 }
 
-var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_banger_v1_daemon_proto_goTypes = []any{
 	(*HelloRequest)(nil),           // 0: banger.v1.HelloRequest
 	(*HelloResponse)(nil),          // 1: banger.v1.HelloResponse
@@ -4317,125 +4923,144 @@ var file_banger_v1_daemon_proto_goTypes = []any{
 	(*ImportKernelResponse)(nil),   // 70: banger.v1.ImportKernelResponse
 	(*RemoveKernelRequest)(nil),    // 71: banger.v1.RemoveKernelRequest
 	(*RemoveKernelResponse)(nil),   // 72: banger.v1.RemoveKernelResponse
-	nil,                            // 73: banger.v1.SetVMRequest.SetLabelsEntry
-	(*VMSpec)(nil),                 // 74: banger.v1.VMSpec
-	(*VM)(nil),                     // 75: banger.v1.VM
-	(*ImageConfig)(nil),            // 76: banger.v1.ImageConfig
-	(*Operation)(nil),              // 77: banger.v1.Operation
-	(*Event)(nil),                  // 78: banger.v1.Event
-	(*Image)(nil),                  // 79: banger.v1.Image
-	(*CatalogEntry)(nil),           // 80: banger.v1.CatalogEntry
-	(*Kernel)(nil),                 // 81: banger.v1.Kernel
+	(*ListTemplatesRequest)(nil),   // 73: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 74: banger.v1.ListTemplatesResponse
+	(*Template)(nil),               // 75: banger.v1.Template
+	(*RemoveTemplateRequest)(nil),  // 76: banger.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil), // 77: banger.v1.RemoveTemplateResponse
+	(*PruneTemplatesRequest)(nil),  // 78: banger.v1.PruneTemplatesRequest
+	(*PruneTemplatesResponse)(nil), // 79: banger.v1.PruneTemplatesResponse
+	(*WarmTemplateRequest)(nil),    // 80: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 81: banger.v1.WarmTemplateResponse
+	nil,                            // 82: banger.v1.SetVMRequest.SetLabelsEntry
+	(*VMSpec)(nil),                 // 83: banger.v1.VMSpec
+	(*VM)(nil),                     // 84: banger.v1.VM
+	(*ImageConfig)(nil),            // 85: banger.v1.ImageConfig
+	(*Operation)(nil),              // 86: banger.v1.Operation
+	(*Event)(nil),                  // 87: banger.v1.Event
+	(*Image)(nil),                  // 88: banger.v1.Image
+	(*CatalogEntry)(nil),           // 89: banger.v1.CatalogEntry
+	(*Kernel)(nil),                 // 90: banger.v1.Kernel
 }
 var file_banger_v1_daemon_proto_depIdxs = []int32{
-	74, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	73, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
-	75, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	75, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
-	76, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
-	77, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	78, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	83, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	82, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
+	84, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	84, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
+	85, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
+	86, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	87, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
 	38, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
-	79, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	80, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	88, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	89, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
 	61, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
-	81, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	80, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	0,  // 13: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
-	2,  // 14: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
-	4,  // 15: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	6,  // 16: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
-	8,  // 17: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
-	9,  // 18: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
-	10, // 19: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
-	11, // 20: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
-	21, // 21: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
-	23, // 22: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
-	14, // 23: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
-	15, // 24: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
-	16, // 25: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
-	13, // 26: banger.v1.VMService.Suspend:input_type -> banger.v1.SuspendVMRequest
-	17, // 27: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
-	18, // 28: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
-	19, // 29: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
-	20, // 30: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
-	24, // 31: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
-	28, // 32: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
-	29, // 33: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
-	31, // 34: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
-	32, // 35: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
-	26, // 36: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
-	33, // 37: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
-	35, // 38: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
-	36, // 39: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
-	39, // 40: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
-	41, // 41: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
-	42, // 42: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
-	44, // 43: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
-	46, // 44: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	48, // 45: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
-	50, // 46: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	51, // 47: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
-	53, // 48: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	55, // 49: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
-	57, // 50: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
-	59, // 51: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	62, // 52: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
-	64, // 53: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
-	65, // 54: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
-	67, // 55: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
-	69, // 56: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	71, // 57: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
-	1,  // 58: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
-	3,  // 59: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
-	5,  // 60: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	7,  // 61: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
-	75, // 62: banger.v1.VMService.Start:output_type -> banger.v1.VM
-	75, // 63: banger.v1.VMService.Stop:output_type -> banger.v1.VM
-	75, // 64: banger.v1.VMService.Kill:output_type -> banger.v1.VM
-	12, // 65: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
-	22, // 66: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
-	75, // 67: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	75, // 68: banger.v1.VMService.Restart:output_type -> banger.v1.VM
-	75, // 69: banger.v1.VMService.Pause:output_type -> banger.v1.VM
-	75, // 70: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
-	75, // 71: banger.v1.VMService.Suspend:output_type -> banger.v1.VM
-	75, // 72: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	75, // 73: banger.v1.VMService.Set:output_type -> banger.v1.VM
-	75, // 74: banger.v1.VMService.Reset:output_type -> banger.v1.VM
-	75, // 75: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	25, // 76: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
-	77, // 77: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	30, // 78: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
-	77, // 79: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	77, // 80: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	27, // 81: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
-	34, // 82: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
-	78, // 83: banger.v1.EventService.Watch:output_type -> banger.v1.Event
-	37, // 84: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
-	40, // 85: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
-	79, // 86: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	43, // 87: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
-	45, // 88: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
-	47, // 89: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
-	49, // 90: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
-	79, // 91: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	52, // 92: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
-	54, // 93: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
-	56, // 94: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
-	58, // 95: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
-	60, // 96: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
-	63, // 97: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
-	81, // 98: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	66, // 99: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
-	68, // 100: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
-	70, // 101: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
-	72, // 102: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
-	58, // [58:103] is the sub-list for method output_type
-	13, // [13:58] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	90, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	89, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	75, // 13: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	61, // 14: banger.v1.PruneTemplatesResponse.pruned:type_name -> banger.v1.Pruned
+	0,  // 15: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
+	2,  // 16: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
+	4,  // 17: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	6,  // 18: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
+	8,  // 19: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
+	9,  // 20: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
+	10, // 21: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
+	11, // 22: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
+	21, // 23: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
+	23, // 24: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
+	14, // 25: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
+	15, // 26: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
+	16, // 27: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
+	13, // 28: banger.v1.VMService.Suspend:input_type -> banger.v1.SuspendVMRequest
+	17, // 29: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
+	18, // 30: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
+	19, // 31: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
+	20, // 32: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
+	24, // 33: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
+	28, // 34: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
+	29, // 35: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
+	31, // 36: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
+	32, // 37: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
+	26, // 38: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
+	33, // 39: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
+	35, // 40: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
+	36, // 41: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
+	39, // 42: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
+	41, // 43: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
+	42, // 44: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
+	44, // 45: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
+	46, // 46: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	48, // 47: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
+	50, // 48: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	51, // 49: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
+	53, // 50: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	55, // 51: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
+	57, // 52: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
+	59, // 53: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	62, // 54: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
+	64, // 55: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
+	65, // 56: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
+	67, // 57: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
+	69, // 58: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	71, // 59: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
+	73, // 60: banger.v1.TemplateService.List:input_type -> banger.v1.ListTemplatesRequest
+	76, // 61: banger.v1.TemplateService.Remove:input_type -> banger.v1.RemoveTemplateRequest
+	78, // 62: banger.v1.TemplateService.Prune:input_type -> banger.v1.PruneTemplatesRequest
+	80, // 63: banger.v1.TemplateService.Warm:input_type -> banger.v1.WarmTemplateRequest
+	1,  // 64: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
+	3,  // 65: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
+	5,  // 66: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	7,  // 67: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
+	84, // 68: banger.v1.VMService.Start:output_type -> banger.v1.VM
+	84, // 69: banger.v1.VMService.Stop:output_type -> banger.v1.VM
+	84, // 70: banger.v1.VMService.Kill:output_type -> banger.v1.VM
+	12, // 71: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
+	22, // 72: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
+	84, // 73: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	84, // 74: banger.v1.VMService.Restart:output_type -> banger.v1.VM
+	84, // 75: banger.v1.VMService.Pause:output_type -> banger.v1.VM
+	84, // 76: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
+	84, // 77: banger.v1.VMService.Suspend:output_type -> banger.v1.VM
+	84, // 78: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	84, // 79: banger.v1.VMService.Set:output_type -> banger.v1.VM
+	84, // 80: banger.v1.VMService.Reset:output_type -> banger.v1.VM
+	84, // 81: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	25, // 82: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
+	86, // 83: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	30, // 84: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
+	86, // 85: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	86, // 86: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	27, // 87: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
+	34, // 88: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
+	87, // 89: banger.v1.EventService.Watch:output_type -> banger.v1.Event
+	37, // 90: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
+	40, // 91: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
+	88, // 92: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	43, // 93: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
+	45, // 94: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
+	47, // 95: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
+	49, // 96: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
+	88, // 97: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	52, // 98: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
+	54, // 99: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
+	56, // 100: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
+	58, // 101: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
+	60, // 102: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
+	63, // 103: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
+	90, // 104: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	66, // 105: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
+	68, // 106: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
+	70, // 107: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
+	72, // 108: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
+	74, // 109: banger.v1.TemplateService.List:output_type -> banger.v1.ListTemplatesResponse
+	77, // 110: banger.v1.TemplateService.Remove:output_type -> banger.v1.RemoveTemplateResponse
+	79, // 111: banger.v1.TemplateService.Prune:output_type -> banger.v1.PruneTemplatesResponse
+	81, // 112: banger.v1.TemplateService.Warm:output_type -> banger.v1.WarmTemplateResponse
+	64, // [64:113] is the sub-list for method output_type
+	15, // [15:64] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_daemon_proto_init() }
@@ -4451,9 +5076,9 @@ func file_banger_v1_daemon_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_daemon_proto_rawDesc), len(file_banger_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   83,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_banger_v1_daemon_proto_goTypes,
 		DependencyIndexes: file_banger_v1_daemon_proto_depIdxs,
