@@ -17,6 +17,7 @@ const callTimeout = 30 * time.Second
 type createOptions struct {
 	spec    *bangerv1.VMSpec
 	noStart bool
+	cold    bool
 	async   bool
 }
 
@@ -41,8 +42,18 @@ An image and a kernel that are not there yet are pulled. An interrupt (^C) takes
 	}
 	flags.add(cmd, d)
 	cmd.Flags().BoolVar(&opts.noStart, "no-start", false, "do not start it")
+	addCold(cmd, &opts.cold)
 	cmd.Flags().BoolVar(&opts.async, "async", false, "do not wait: print the id of the operation that makes it (see banger op)")
 	return cmd
+}
+
+func (o *createOptions) request() *bangerv1.CreateVMRequest {
+	return &bangerv1.CreateVMRequest{Spec: o.spec, Start: !o.noStart, Cold: o.cold}
+}
+
+// addCold adds the flag of commands that start a VM.
+func addCold(cmd *cobra.Command, cold *bool) {
+	cmd.Flags().BoolVar(cold, "cold", false, "boot it, although there may be a template (see banger template)")
 }
 
 func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
@@ -52,13 +63,13 @@ func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
 	}
 	defer c.Close()
 	if opts.async {
-		id, err := beginCreate(ctx, c, opts.spec, !opts.noStart)
+		id, err := beginCreate(ctx, c, opts.request())
 		if err != nil {
 			return err
 		}
 		return d.answerBegun(ctx, c, id)
 	}
-	m, err := d.create(ctx, c, opts.spec, !opts.noStart)
+	m, err := d.create(ctx, c, opts.request())
 	if err != nil {
 		return err
 	}
@@ -75,16 +86,16 @@ func (d *Deps) answerVM(m *bangerv1.VM) error {
 
 // beginCreate starts the operation that makes a VM and returns its id. It is not cut off by an interrupt: without the id the
 // operation could not be cancelled.
-func beginCreate(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (string, error) {
+func beginCreate(ctx context.Context, c *client.Client, req *bangerv1.CreateVMRequest) (string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	resp, err := message(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start})))
+	resp, err := message(c.VMs.Create(ctx, connect.NewRequest(req)))
 	return resp.GetOperationId(), err
 }
 
-// create makes a VM and returns it when it is there and, with start, ready. When ctx ends first, nothing is left of it.
-func (d *Deps) create(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (*bangerv1.VM, error) {
-	id, err := beginCreate(ctx, c, spec, start)
+// create makes a VM and returns it when it is there and, if it is to be started, ready. When ctx ends first, nothing is left of it.
+func (d *Deps) create(ctx context.Context, c *client.Client, req *bangerv1.CreateVMRequest) (*bangerv1.VM, error) {
+	id, err := beginCreate(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
@@ -96,9 +107,9 @@ func (d *Deps) create(ctx context.Context, c *client.Client, spec *bangerv1.VMSp
 		d.remove(ctx, c, op.GetResultId(), op.GetTarget())
 		return nil, context.Cause(ctx)
 	}
-	vm, err := c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: op.GetResultId()}))
-	if err != nil {
-		return nil, err
+	m, err := message(c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: op.GetResultId()})))
+	if err == nil {
+		d.noteTemplate(m)
 	}
-	return vm.Msg, nil
+	return m, err
 }

@@ -22,6 +22,7 @@ type runOptions struct {
 	tty    ttyFlags
 	rm     bool
 	detach bool
+	cold   bool
 }
 
 func newRun(d *Deps) *cobra.Command {
@@ -63,6 +64,7 @@ An image and a kernel that are not there yet are pulled first. Without --rm the 
 	flags.add(cmd, d)
 	opts.tty.add(cmd)
 	cmd.Flags().BoolVar(&opts.rm, "rm", false, "remove the vm when the command ends")
+	addCold(cmd, &opts.cold)
 	cmd.Flags().BoolVarP(&opts.detach, "detach", "d", false, "run no command: print the name of the vm and leave it running")
 	return cmd
 }
@@ -97,7 +99,7 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 		return err
 	}
 	defer c.Close()
-	m, err := d.create(ctx, c, opts.spec, true)
+	m, err := d.create(ctx, c, &bangerv1.CreateVMRequest{Spec: opts.spec, Start: true, Cold: opts.cold})
 	if err != nil {
 		return err
 	}

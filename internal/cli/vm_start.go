@@ -38,6 +38,6 @@ func runStart(ctx context.Context, which whichVMs, cold bool, d *Deps) error {
 	defer show.Close()
 	show.Update(progress.Update{Stage: "start", Message: "waiting for the guest"})
 	return d.each(ctx, which, func(ctx context.Context, c *client.Client, ref string) (*bangerv1.VM, error) {
-		return message(c.VMs.Start(ctx, connect.NewRequest(&bangerv1.StartVMRequest{Ref: ref, Cold: cold})))
+		return d.started(message(c.VMs.Start(ctx, connect.NewRequest(&bangerv1.StartVMRequest{Ref: ref, Cold: cold}))))
 	})
 }
