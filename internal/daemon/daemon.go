@@ -297,6 +297,14 @@ func (p *parts) sweep(ctx context.Context) {
 	if err := p.fleet.templates.store.Clean(ctx); err != nil {
 		p.daemon.log.Warn("cannot remove a leftover", "dir", dirs.Templates(), "error", err)
 	}
+	for _, dir := range list(dirs.Run) {
+		if !template.IsScratch(name(dir)) {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			p.daemon.log.Warn("cannot remove a leftover", "dir", dir, "error", err)
+		}
+	}
 	for _, root := range []string{dirs.VMs(), dirs.Images(), dirs.Kernels()} {
 		for _, dir := range list(root) {
 			if !strings.HasPrefix(name(dir), removedPrefix) {

@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fakevmm"
 	"banger/internal/paths"
 	"banger/internal/proc"
 	"banger/internal/rpc"
@@ -27,6 +28,7 @@ import (
 
 // The test binary also plays the supervisors, and daemons that can be killed.
 func TestMain(m *testing.M) {
+	fakevmm.Main() // does not return in a fake VMM
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == "fake-supervisor":
 		if err := superviseFake(vmdir.Dir(os.Args[3])); err != nil {
@@ -149,6 +151,9 @@ func (f *fake) live() vmdir.Exit {
 		reason := <-f.stop
 		return vmdir.Exit{Reason: reason + " while it was starting", Expected: true}
 	}
+	if exit, failed := f.comesFrom(); failed {
+		return exit
+	}
 	f.update(func(s *bangerv1.SupervisorStatus) {
 		s.Phase, s.VmmPid, s.Accelerator, s.ReadyAtMs = "ready", 4242, "tcg", time.Now().UnixMilli()
 		if asks(f.launch, busy) {
@@ -165,7 +170,7 @@ func (f *fake) live() vmdir.Exit {
 	}
 	reason := <-f.stop
 	f.update(func(s *bangerv1.SupervisorStatus) { s.Phase = "stopping" })
-	return vmdir.Exit{Reason: reason, Expected: true}
+	return vmdir.Exit{Reason: reason, Expected: true, Suspended: reason == "suspended"}
 }
 
 // awaitWatcher waits until somebody was told that the guest is ready.
@@ -190,6 +195,7 @@ func (f *fake) get() (*bangerv1.SupervisorStatus, chan struct{}) {
 	s := f.status
 	return &bangerv1.SupervisorStatus{
 		VmId: s.VmId, Phase: s.Phase, SupervisorPid: s.SupervisorPid, VmmPid: s.VmmPid, StartedAtMs: s.StartedAtMs,
+		FromTemplate: s.FromTemplate, TemplateFault: s.TemplateFault,
 		Accelerator: s.Accelerator, Fault: s.Fault, Exit: s.Exit, ReadyAtMs: s.ReadyAtMs, OpenSessions: s.OpenSessions,
 		LastActivityMs: s.LastActivityMs,
 	}, f.changed
@@ -273,7 +279,7 @@ func (f *fake) Stop(ctx context.Context, req *connect.Request[bangerv1.Superviso
 type driver struct{ probe func() error }
 
 func (driver) Name() string                  { return "fake" }
-func (driver) Features() hypervisor.Features { return hypervisor.Features{MaxCPUs: 4} }
+func (driver) Features() hypervisor.Features { return hypervisor.Features{MaxCPUs: 4, Save: true} }
 func (d driver) Probe(context.Context) (hypervisor.Host, error) {
 	if d.probe != nil {
 		return hypervisor.Host{}, d.probe()

@@ -160,6 +160,8 @@ func (f *fleet) rowOf(r vmdir.Record) (store.VM, error) {
 	switch {
 	case alive:
 		v.State = vm.Starting // until its supervisor has said more
+	case f.keepsMemory(r.ID):
+		v.State, v.Reason, v.StoppedAt = vm.Suspended, exit.Reason, exit.At
 	case running && !ended:
 		v.State = vm.Running // it was killed together with its supervisor
 	case ended && exit.Failed:

@@ -37,6 +37,9 @@ const (
 	StepResetRow    Step = "reset.row"    // the row says that the next start resets
 	StepResetRecord Step = "reset.record" // and vm.json too
 
+	StepSuspendDir   Step = "suspend.dir"   // the place for the memory is there
+	StepSuspendEnded Step = "suspend.ended" // the memory is on the disk and the VM has ended
+
 	StepAdoptExamined Step = "adopt.examined" // it is known what there is of a VM
 	StepAdoptDone     Step = "adopt.done"     // what is to be done about it was done or begun
 	StepRebuildRow    Step = "rebuild.row"    // a directory has got a row again
@@ -48,7 +51,8 @@ func Steps() []Step {
 		StepCreateFetched, StepCreateRow, StepCreateDir, StepCreateDisk, StepCreateRecord, StepCreateMade,
 		StepStartRow, StepStartLaunch, StepStartSpawned, StepStartReady, StepStopRow, StepStopEnded,
 		StepRemoveRow, StepRemoveEnded, StepRemoveRun, StepRemoveDir, StepGrowFile, StepGrowGuest,
-		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
+		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepSuspendDir, StepSuspendEnded,
+		StepAdoptExamined, StepAdoptDone, StepRebuildRow,
 	}
 }
 

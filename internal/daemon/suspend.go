@@ -55,16 +55,20 @@ func (f *fleet) suspend(ctx context.Context, v store.VM) (store.VM, error) {
 		return v, err
 	}
 	dir := f.suspendedDir(v.ID)
-	if err := atomicfile.RemoveDir(dir); err != nil {
-		return v, withClass(err)
+	err := atomicfile.RemoveDir(dir)
+	if err == nil {
+		err = os.Mkdir(dir, 0o700)
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err != nil {
 		return v, withClass(err)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), suspendLimit)
 	defer cancel()
 	r := f.adopt(v)
-	if err := r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true}); err != nil {
+	if err = f.cfg.step(ctx, StepSuspendDir); err == nil {
+		err = r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true})
+	}
+	if err != nil {
 		if !f.keepsMemory(v.ID) {
 			err = errors.Join(err, atomicfile.RemoveDir(dir))
 		}
@@ -75,8 +79,10 @@ func (f *fleet) suspend(ctx context.Context, v store.VM) (store.VM, error) {
 	case <-ctx.Done():
 		return v, fault.Context(context.Cause(ctx), "suspend vm %s", v.Name())
 	}
-	v, err := f.store.VM(ctx, v.ID)
-	if err == nil && v.State != vm.Suspended {
+	if err := f.cfg.step(ctx, StepSuspendEnded); err != nil {
+		return v, err
+	}
+	if v, err = f.store.VM(ctx, v.ID); err == nil && v.State != vm.Suspended {
 		err = fault.New(fault.Unavailable, "vm %s ended while it was being suspended: %s", v.Name(), v.Reason).
 			WithHint("banger vm logs %s", v.Name())
 	}

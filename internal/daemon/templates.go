@@ -125,7 +125,7 @@ func (t *templates) make(ctx context.Context, driver hypervisor.Driver, machine 
 			return "", err
 		}
 		report(progress.Update{Stage: stageTemplate, Message: "template is ready", Done: 1, Total: 1})
-		t.evict(ctx)
+		t.evict(ctx, key)
 		return key, nil
 	})
 	if err != nil {
@@ -134,9 +134,10 @@ func (t *templates) make(ctx context.Context, driver hypervisor.Driver, machine 
 	return t.store.Get(key)
 }
 
-// evict keeps the templates within their limit.
-func (t *templates) evict(ctx context.Context) {
-	gone, err := t.store.Evict(t.limit, t.inUse)
+// evict keeps the templates within their limit, but for those in use and the one that was made just now, which is about
+// to be used.
+func (t *templates) evict(ctx context.Context, made string) {
+	gone, err := t.store.Evict(t.limit, func(key string) bool { return key == made || t.inUse(key) })
 	if err != nil {
 		t.log.WarnContext(ctx, "cannot remove templates", "error", err)
 	}

@@ -48,6 +48,14 @@ type Request struct {
 	Scratch string // existing directory for sockets, with a short path
 }
 
+// scratchPrefix begins the name of the directory for sockets of a machine that is being made. It is short, since sockets
+// have short names, and no VM's id begins so.
+const scratchPrefix = "t."
+
+// IsScratch reports whether a directory of that name in Request.Scratch is one of Make's. Where nobody makes a template, a
+// process that was killed has left it.
+func IsScratch(name string) bool { return strings.HasPrefix(name, scratchPrefix) }
+
 // Make boots a machine, saves it while its agent waits and puts the result in its place. When it fails nothing is left:
 // no process, no file.
 func (s *Store) Make(ctx context.Context, r Request) (t Template, err error) {
@@ -65,7 +73,7 @@ func (s *Store) Make(ctx context.Context, r Request) (t Template, err error) {
 		return Template{}, fault.Wrap(fault.Internal, err, "template %s", key)
 	}
 	cleanup.Add("remove the unfinished template", func(context.Context) error { return os.RemoveAll(dir) })
-	run, err := os.MkdirTemp(r.Scratch, "t")
+	run, err := os.MkdirTemp(r.Scratch, scratchPrefix+"*")
 	if err != nil {
 		return Template{}, fault.Wrap(fault.Internal, err, "template %s", key)
 	}
