@@ -37,6 +37,7 @@ type fakeDaemon struct {
 	cancel   func(id string)
 	opStates func(id string, send func(*bangerv1.Operation) error) error
 	fsck     func(repair bool) []*bangerv1.Finding
+	template []*bangerv1.Template
 }
 
 func (f *fakeDaemon) Status(context.Context, *connect.Request[bangerv1.StatusRequest]) (*connect.Response[bangerv1.StatusResponse], error) {
@@ -227,6 +228,7 @@ func (f *fakeDaemon) start(t *testing.T, home string) (stop func()) {
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(fakeOps{f: f}, faults))
 	mux.Handle(bangerv1connect.NewEventServiceHandler(fakeEvents{f: f}, faults))
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(fakeFsck{f: f}, faults))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(fakeTemplates{f: f}, faults))
 	return serve(t, paths.Under(home).DaemonSocket(), mux)
 }
 
