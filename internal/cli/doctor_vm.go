@@ -80,7 +80,7 @@ func origin(m *bangerv1.VM, others int) preflight.Result {
 	case m.GetFromTemplate() == "" && m.GetTemplateFault() != "":
 		r.Status, r.Detail, r.Hint = preflight.Warn, "it was booted: "+m.GetTemplateFault(), "banger template list"
 	case m.GetFromTemplate() == "":
-		r.Detail = "it was booted: it shares nothing with others"
+		r.Detail = "not a template: it shares nothing with others"
 	default:
 		r.Detail = fmt.Sprintf("template %s; %d other running vms are, too", m.GetFromTemplate(), others)
 	}
