@@ -43,6 +43,8 @@ type System interface {
 	Grow(ctx context.Context, g agentwire.Grow) (agentwire.Grown, error)
 	// SetClock sets the clock.
 	SetClock(c agentwire.Clock) error
+	// Wake takes note of a restore: see agentwire.Wake.
+	Wake(ctx context.Context, w agentwire.Wake) error
 }
 
 // Toolbox is a System that has the agent's own programs: see agentwire.ExecStart.Tool.
@@ -64,6 +66,9 @@ type Config struct {
 	Build  string // said in Hello
 	// Init says that this process is PID 1: it reaps every orphan. Otherwise only the Server's own children.
 	Init bool
+	// Configured, if it is not nil, is a configuration that this machine has had before: the Server begins with it. Only a
+	// machine that is not one, whose state is not kept by its VMM, needs this.
+	Configured *agentwire.Config
 	// Ended is called after each command, on a goroutine of that command, and returns at once. It may be nil.
 	Ended func()
 	// Log receives one line per event worth telling. It may be nil.
@@ -108,6 +113,9 @@ func NewServer(c Config) *Server {
 	}
 	if s.ended == nil {
 		s.ended = func() {}
+	}
+	if c.Configured != nil {
+		s.state, s.config = configured, *c.Configured
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if c.Init {
@@ -195,7 +203,8 @@ func (s *Server) ServeStream(conn Stream) {
 		s.serveExec(conn, frames, req.Params)
 	case agentwire.MethodShutdown:
 		s.serveShutdown(conn, req.Params)
-	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock:
+	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock,
+		agentwire.MethodWake:
 		result, err := s.ask(req)
 		if err != nil {
 			_ = agentwire.WriteFault(conn, err)
@@ -223,6 +232,12 @@ func (s *Server) ask(req agentwire.Request) (any, error) {
 			return nil, fault.New(fault.Invalid, "malformed growth request")
 		}
 		return s.system.Grow(s.ctx, grow)
+	case agentwire.MethodWake:
+		var wake agentwire.Wake
+		if err := json.Unmarshal(req.Params, &wake); err != nil || wake.UnixNano <= 0 {
+			return nil, fault.New(fault.Invalid, "malformed wake request")
+		}
+		return nil, s.system.Wake(s.ctx, wake)
 	}
 	var clock agentwire.Clock
 	if err := json.Unmarshal(req.Params, &clock); err != nil || clock.UnixNano <= 0 {

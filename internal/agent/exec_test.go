@@ -31,6 +31,7 @@ type fakeSystem struct {
 	ports     []agentwire.Port
 	grow      func(agentwire.Grow) (agentwire.Grown, error)
 	clock     func(agentwire.Clock)
+	wake      func(agentwire.Wake)
 }
 
 func (f fakeSystem) Stats() (agentwire.Stats, error) { return agentwire.Stats{CPUMillis: 7}, nil }
@@ -41,6 +42,12 @@ func (f fakeSystem) Grow(_ context.Context, g agentwire.Grow) (agentwire.Grown, 
 }
 
 func (f fakeSystem) SetClock(c agentwire.Clock) error { f.clock(c); return nil }
+func (f fakeSystem) Wake(_ context.Context, w agentwire.Wake) error {
+	if f.wake != nil {
+		f.wake(w)
+	}
+	return nil
+}
 
 func (f fakeSystem) Configure(_ context.Context, c agentwire.Config) (agentwire.Configured, error) {
 	if f.configure == nil {

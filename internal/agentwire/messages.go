@@ -28,6 +28,7 @@ const (
 	MethodPorts     = "ports"     // no params; result Ports
 	MethodGrow      = "grow"      // params Grow; result Grown
 	MethodClock     = "clock"     // params Clock; no result
+	MethodWake      = "wake"      // params Wake; no result
 )
 
 // Request opens a stream.
@@ -97,6 +98,7 @@ type Network struct {
 	DNS     []string `json:"dns"`
 	Search  []string `json:"search,omitempty"`
 	MTU     int      `json:"mtu,omitempty"`
+	MAC     string   `json:"mac,omitempty"` // hardware address; empty: the one it has
 }
 
 // Configured answers Config.
@@ -202,4 +204,21 @@ type Grown struct {
 // Clock sets the guest's clock: it stood still while the guest was paused.
 type Clock struct {
 	UnixNano int64 `json:"unix_nano"`
+}
+
+// Wake tells a guest that was configured that it was saved and now runs again, perhaps not alone: another may have been
+// restored from the same state. It comes before anything else after a restore.
+type Wake struct {
+	UnixNano int64  `json:"unix_nano"` // the host's clock
+	Entropy  []byte `json:"entropy"`   // 64 bytes
+	// Identity is who it is from now on; nil: who it was.
+	Identity *Identity `json:"identity,omitempty"`
+}
+
+// Identity is what no two guests share.
+type Identity struct {
+	Hostname  string   `json:"hostname"`
+	MachineID string   `json:"machine_id"` // 32 hexadecimal digits
+	BootID    string   `json:"boot_id"`    // a UUID: what /proc/sys/kernel/random/boot_id says
+	Network   *Network `json:"network,omitempty"`
 }

@@ -69,38 +69,47 @@ func Connect(ctx context.Context, conn net.Conn) (*yamux.Session, error) {
 
 // greet does the host's part of the handshake.
 func greet(ctx context.Context, conn net.Conn, in *bufio.Reader) error {
-	nonce := strconv.FormatUint(rand.Uint64(), 16)
+	lines := lineScanner{in: in, budget: maxGarbage}
+	nonce, err := knock(ctx, conn, &lines)
+	if err != nil {
+		return err
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	if ctx.Err() != nil { // its deadline may just have been overwritten
+		return ctx.Err()
+	}
+	_, err = conn.Write([]byte(goWord + " " + nonce + "\n"))
+	return err
+}
+
+// knock repeats the host's first line until an agent answers it.
+func knock(ctx context.Context, conn net.Conn, lines *lineScanner) (nonce string, err error) {
+	nonce = strconv.FormatUint(rand.Uint64(), 16)
 	// The first line feed ends a line of which only a part got through.
 	line := fmt.Appendf(nil, "\n%s %d %s\n", hostWord, Generation, nonce)
-	lines := lineScanner{in: in, budget: maxGarbage}
 	for repeat := firstRepeat; ctx.Err() == nil; repeat = min(2*repeat, lastRepeat) {
 		if err := conn.SetDeadline(time.Now().Add(repeat)); err != nil {
-			return err
+			return "", err
 		}
 		if _, err := conn.Write(line); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
+			return "", err
 		}
 		generation, err := lines.answer(nonce)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			continue
 		case err != nil:
-			return err
+			return "", err
 		case generation < 1 || generation > Generation:
 			// Not Unavailable: it will not learn another one.
-			return fault.New(fault.Internal, "the guest's agent speaks generation %d of the wire, this banger up to %d",
+			return "", fault.New(fault.Internal, "the guest's agent speaks generation %d of the wire, this banger up to %d",
 				generation, Generation)
 		}
-		if err := conn.SetDeadline(time.Time{}); err != nil {
-			return err
-		}
-		if ctx.Err() != nil { // its deadline may just have been overwritten
-			return ctx.Err()
-		}
-		_, err = conn.Write([]byte(goWord + " " + nonce + "\n"))
-		return err
+		return nonce, nil
 	}
-	return ctx.Err()
+	return "", ctx.Err()
 }
 
 // Accept waits as the agent for a host and begins a session with it. It returns the error of conn if that ends first,
@@ -240,3 +249,14 @@ func (c *channel) Write(p []byte) (int, error) {
 
 // Close closes the connection.
 func (c *channel) Close() error { return c.conn.Close() }
+
+// Await waits as the host until an agent answers, and begins no session: the agent goes on waiting for one. It is for a
+// guest that is to be saved while it waits.
+func Await(ctx context.Context, conn net.Conn) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	lines := lineScanner{in: bufio.NewReader(conn), budget: maxGarbage}
+	if _, err := knock(ctx, conn, &lines); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "agent channel")
+	}
+	return ctx.Err()
+}

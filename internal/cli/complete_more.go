@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"banger/internal/client"
+	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -66,6 +68,24 @@ func completeOperations(d *Deps, running bool, several bool) cobra.CompletionFun
 			for _, op := range resp.GetOperations() {
 				if (!running || op.GetState() == opRunning) && !slices.Contains(args, op.GetId()) {
 					out = append(out, cobra.CompletionWithDesc(op.GetId(), op.GetKind()+" "+op.GetTarget()))
+				}
+			}
+			return out
+		}), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeTemplates completes keys of templates, with what they are for as description.
+func completeTemplates(d *Deps) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return ask(cmd, d, func(ctx context.Context, c *client.Client) (out []string) {
+			resp, err := message(c.Templates.List(ctx, connect.NewRequest(&bangerv1.ListTemplatesRequest{})))
+			if err != nil {
+				return nil
+			}
+			for _, t := range resp.GetTemplates() {
+				if !slices.Contains(args, t.GetKey()) {
+					out = append(out, cobra.CompletionWithDesc(t.GetKey(), fmt.Sprintf("%d cpus, %s", t.GetCpus(), vm.FormatSize(t.GetMemoryBytes()))))
 				}
 			}
 			return out

@@ -8,19 +8,32 @@ import (
 	"banger/internal/fault"
 	"banger/internal/preflight"
 	"banger/internal/term"
+	"banger/internal/vm"
 )
 
 func newDoctor(d *Deps) *cobra.Command {
-	return &cobra.Command{
-		Use: "doctor", Short: "Check whether this host can run vms",
+	var ref string
+	cmd := &cobra.Command{
+		Use: "doctor [flags]", Short: "Check whether this host can run vms",
 		Long: `Check whether this host can run VMs and how fast: the virtual machine monitor, hardware virtualisation, what images
 and kernels are made with, and room on the disk. What is wrong comes with a command that mends it.
 
-The exit code is 0 unless a check fails. This needs no daemon.`,
-		Example: "  banger doctor\n  banger doctor --format json",
+The exit code is 0 unless a check fails. This needs no daemon.
+
+With --vm it asks a running VM who it is and compares that with the other VMs that were started from the same template:
+each must have its own machine-id, boot id, hostname, hardware address and random numbers, and the right time.`,
+		Example: "  banger doctor\n  banger doctor --format json\n  banger doctor --vm dev",
 		Args:    noArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), d) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("vm") {
+				return runDoctorVM(cmd.Context(), ref, d)
+			}
+			return runDoctor(cmd.Context(), d)
+		},
 	}
+	cmd.Flags().StringVar(&ref, "vm", "", "check a running vm instead of the host")
+	complete(cmd, "vm", completeVMs(d, string(vm.Running)))
+	return cmd
 }
 
 // doctorView is the JSON form of doctor.
@@ -34,6 +47,11 @@ func runDoctor(ctx context.Context, d *Deps) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	return d.answerDoctor(checks, "vms cannot run here as it is")
+}
+
+// answerDoctor prints what was checked. That a check fails is a failure, and what that means is added to it.
+func (d *Deps) answerDoctor(checks []preflight.Result, meaning string) error {
 	failed := 0
 	for _, c := range checks {
 		if c.Status == preflight.Fail {
@@ -47,7 +65,7 @@ func runDoctor(ctx context.Context, d *Deps) error {
 	if failed == 1 {
 		plural = "check fails"
 	}
-	return fault.New(fault.Unavailable, "%d %s: vms cannot run here as it is", failed, plural)
+	return fault.New(fault.Unavailable, "%d %s: %s", failed, plural, meaning)
 }
 
 func (d *Deps) answerChecks(view doctorView) error {

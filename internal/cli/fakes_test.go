@@ -40,6 +40,7 @@ type fakeDaemon struct {
 	logs     []*bangerv1.OperationLog // of every operation
 	logsEnd  <-chan struct{}          // the log goes on until this is closed; nil: it has ended
 	library  fakeLibrary
+	template []*bangerv1.Template
 }
 
 func (f *fakeDaemon) Status(context.Context, *connect.Request[bangerv1.StatusRequest]) (*connect.Response[bangerv1.StatusResponse], error) {
@@ -255,6 +256,7 @@ func (f *fakeDaemon) start(t *testing.T, home string) (stop func()) {
 	mux.Handle(bangerv1connect.NewImageServiceHandler(fakeImages{f: f}, faults))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(fakeKernels{f: f}, faults))
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(fakeFsck{f: f}, faults))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(fakeTemplates{f: f}, faults))
 	return serve(t, paths.Under(home).DaemonSocket(), mux)
 }
 

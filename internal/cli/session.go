@@ -45,7 +45,7 @@ type session struct {
 
 // endpoint returns where the VM's supervisor listens. A VM that does not run is a fault of class Conflict.
 func endpoint(ctx context.Context, c *client.Client, ref string) (*bangerv1.EndpointResponse, error) {
-	resp, err := c.VMs.Endpoint(ctx, connect.NewRequest(&bangerv1.EndpointRequest{Ref: ref}))
+	resp, err := c.VMs.Endpoint(ctx, connect.NewRequest(&bangerv1.EndpointRequest{Ref: ref, Resume: true}))
 	if err != nil {
 		return nil, err
 	}

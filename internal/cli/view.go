@@ -45,6 +45,8 @@ type vmView struct {
 	LastActiveAt  *time.Time        `json:"last_active_at,omitempty"`
 	OpenSessions  int32             `json:"open_sessions,omitempty"`
 	Pending       []string          `json:"pending,omitempty"` // settings that take effect at the next start
+	FromTemplate  string            `json:"from_template,omitempty"`
+	TemplateFault string            `json:"template_fault,omitempty"`
 }
 
 func viewVM(m *bangerv1.VM, now time.Time) vmView {
@@ -60,6 +62,7 @@ func viewVM(m *bangerv1.VM, now time.Time) vmView {
 		UptimeSeconds: int64(uptime(m, now).Seconds()), Dir: m.GetDir(),
 		Description: s.GetDescription(), Restart: s.GetRestart(), Restarts: m.GetRestarts(), AutoStop: float64(s.GetAutoStopMs()) / 1000,
 		LastActiveAt: at(m.GetLastActiveMs()), OpenSessions: m.GetOpenSessions(), Pending: m.GetPending(),
+		FromTemplate: m.GetFromTemplate(), TemplateFault: m.GetTemplateFault(),
 	}
 }
 

@@ -18,6 +18,7 @@ type createOptions struct {
 	spec    *bangerv1.VMSpec
 	fetch   fetchFlags
 	noStart bool
+	cold    bool
 	async   bool
 }
 
@@ -46,8 +47,18 @@ An image and a kernel that are not there yet are pulled. An interrupt (^C) takes
 	flags.add(cmd, d)
 	opts.fetch.add(cmd)
 	cmd.Flags().BoolVar(&opts.noStart, "no-start", false, "do not start it")
+	addCold(cmd, &opts.cold)
 	cmd.Flags().BoolVar(&opts.async, "async", false, "do not wait: print the id of the operation that makes it (see banger op)")
 	return cmd
+}
+
+func (o *createOptions) request() *bangerv1.CreateVMRequest {
+	return &bangerv1.CreateVMRequest{Spec: o.spec, Start: !o.noStart, Cold: o.cold}
+}
+
+// addCold adds the flag of commands that start a VM.
+func addCold(cmd *cobra.Command, cold *bool) {
+	cmd.Flags().BoolVar(cold, "cold", false, "boot it, although there may be a template (see banger template)")
 }
 
 func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
@@ -60,13 +71,13 @@ func runCreate(ctx context.Context, opts createOptions, d *Deps) error {
 		return err
 	}
 	if opts.async {
-		id, err := beginCreate(ctx, c, opts.spec, !opts.noStart)
+		id, err := beginCreate(ctx, c, opts.request())
 		if err != nil {
 			return err
 		}
 		return d.answerBegun(ctx, c, id)
 	}
-	m, err := d.create(ctx, c, opts.spec, !opts.noStart)
+	m, err := d.create(ctx, c, opts.request())
 	if err != nil {
 		return err
 	}
@@ -82,16 +93,16 @@ func (d *Deps) answerVM(m *bangerv1.VM) error {
 }
 
 // beginCreate starts the operation that makes a VM and returns its id.
-func beginCreate(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (string, error) {
+func beginCreate(ctx context.Context, c *client.Client, req *bangerv1.CreateVMRequest) (string, error) {
 	return begun(ctx, func(ctx context.Context) (string, error) {
-		resp, err := message(c.VMs.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: spec, Start: start})))
+		resp, err := message(c.VMs.Create(ctx, connect.NewRequest(req)))
 		return resp.GetOperationId(), err
 	})
 }
 
-// create makes a VM and returns it when it is there and, with start, ready. When ctx ends first, nothing is left of it.
-func (d *Deps) create(ctx context.Context, c *client.Client, spec *bangerv1.VMSpec, start bool) (*bangerv1.VM, error) {
-	id, err := beginCreate(ctx, c, spec, start)
+// create makes a VM and returns it when it is there and, if it is to be started, ready. When ctx ends first, nothing is left of it.
+func (d *Deps) create(ctx context.Context, c *client.Client, req *bangerv1.CreateVMRequest) (*bangerv1.VM, error) {
+	id, err := beginCreate(ctx, c, req)
 	if err != nil {
 		return nil, err
 	}
@@ -103,9 +114,9 @@ func (d *Deps) create(ctx context.Context, c *client.Client, spec *bangerv1.VMSp
 		d.remove(ctx, c, op.GetResultId(), op.GetTarget())
 		return nil, context.Cause(ctx)
 	}
-	vm, err := c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: op.GetResultId()}))
-	if err != nil {
-		return nil, err
+	m, err := message(c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: op.GetResultId()})))
+	if err == nil {
+		d.noteTemplate(m)
 	}
-	return vm.Msg, nil
+	return m, err
 }

@@ -16,6 +16,7 @@ import (
 type restartOptions struct {
 	which whichVMs
 	grace time.Duration
+	cold  bool
 }
 
 func newRestart(d *Deps) *cobra.Command {
@@ -37,6 +38,7 @@ take effect. --all means those that run.`,
 	}
 	opts.which.add(cmd)
 	addGrace(cmd, &opts.grace)
+	addCold(cmd, &opts.cold)
 	return cmd
 }
 
@@ -45,6 +47,7 @@ func runRestart(ctx context.Context, opts restartOptions, d *Deps) error {
 	defer show.Close()
 	show.Update(progress.Update{Stage: "restart", Message: "waiting for the guest"})
 	return d.each(ctx, opts.which, func(ctx context.Context, c *client.Client, ref string) (*bangerv1.VM, error) {
-		return message(c.VMs.Restart(ctx, connect.NewRequest(&bangerv1.RestartVMRequest{Ref: ref, GraceMs: opts.grace.Milliseconds()})))
+		req := &bangerv1.RestartVMRequest{Ref: ref, GraceMs: opts.grace.Milliseconds(), Cold: opts.cold}
+		return d.started(message(c.VMs.Restart(ctx, connect.NewRequest(req))))
 	})
 }

@@ -23,6 +23,7 @@ type runOptions struct {
 	tty    ttyFlags
 	rm     bool
 	detach bool
+	cold   bool
 }
 
 func newRun(d *Deps) *cobra.Command {
@@ -75,6 +76,7 @@ An image and a kernel that are not there yet are pulled first. Without --rm the 
 	cmd.Flags().StringVar(&opts.what.entrypoint, "entrypoint", "", "program to run instead of the image's entrypoint and command; \"\" for none")
 	complete(cmd, "entrypoint", cobra.NoFileCompletions)
 	cmd.Flags().BoolVar(&opts.rm, "rm", false, "remove the vm when the command ends")
+	addCold(cmd, &opts.cold)
 	cmd.Flags().BoolVarP(&opts.detach, "detach", "d", false, "run no command: print the name of the vm and leave it running")
 	return cmd
 }
@@ -118,7 +120,7 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 	if err := opts.fetch.prepare(ctx, c, opts.spec, d); err != nil {
 		return err
 	}
-	m, err := d.create(ctx, c, opts.spec, true)
+	m, err := d.create(ctx, c, &bangerv1.CreateVMRequest{Spec: opts.spec, Start: true, Cold: opts.cold})
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,8 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 		{"workdir", s.GetWorkdir()},
 		{"address", m.GetAddress()},
 		{"vmm", joinNonEmpty(m.GetVmm(), m.GetAccelerator())},
+		{"started from", startedFrom(m)},
+		{"templates", m.GetTemplateFault()},
 		{"pid", positive(m.GetVmmPid())},
 		{"supervisor pid", positive(m.GetSupervisorPid())},
 		{"created", localTime(m.GetCreatedAtMs())},
@@ -85,6 +87,14 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 		}
 	}
 	return out
+}
+
+// startedFrom says what a VM that runs was started from, if that is a template.
+func startedFrom(m *bangerv1.VM) string {
+	if m.GetFromTemplate() == "" {
+		return ""
+	}
+	return "template " + m.GetFromTemplate()
 }
 
 // lastUsed is when somebody last used the VM, and how long ago that is.

@@ -73,7 +73,9 @@ func runWait(ctx context.Context, opts waitOptions, d *Deps) error {
 	}
 	defer c.Close()
 	// By id from here on: the name may be another VM's by the time the daemon is asked again.
-	m, err := message(c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: opts.ref})))
+	m, err := d.overDaemons(ctx, c, func(ctx context.Context, c *client.Client) (*bangerv1.VM, error) {
+		return message(c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: opts.ref})))
+	})
 	if err != nil {
 		return err
 	}
@@ -96,12 +98,19 @@ func runWait(ctx context.Context, opts waitOptions, d *Deps) error {
 }
 
 // wait waits for the VM, also over the end of the daemon: the next one is asked again.
-func (d *Deps) wait(ctx context.Context, c *client.Client, id string, states []string) (m *bangerv1.VM, err error) {
+func (d *Deps) wait(ctx context.Context, c *client.Client, id string, states []string) (*bangerv1.VM, error) {
+	return d.overDaemons(ctx, c, func(ctx context.Context, c *client.Client) (*bangerv1.VM, error) {
+		return message(c.VMs.Wait(ctx, connect.NewRequest(&bangerv1.WaitVMRequest{Ref: id, States: states})))
+	})
+}
+
+// overDaemons asks a daemon and, when that one ends meanwhile, the next one.
+func (d *Deps) overDaemons(ctx context.Context, c *client.Client, ask func(context.Context, *client.Client) (*bangerv1.VM, error)) (m *bangerv1.VM, err error) {
 	var next *client.Client
 	defer func() { next.Close() }()
 	for tries := 0; tries < rejoinTries; tries++ {
 		began := time.Now()
-		m, err = message(c.VMs.Wait(ctx, connect.NewRequest(&bangerv1.WaitVMRequest{Ref: id, States: states})))
+		m, err = ask(ctx, c)
 		switch {
 		case err == nil:
 			return m, nil

@@ -51,6 +51,7 @@ type Client struct {
 	Kernels    bangerv1connect.KernelServiceClient
 	Events     bangerv1connect.EventServiceClient
 	Fsck       bangerv1connect.FsckServiceClient
+	Templates  bangerv1connect.TemplateServiceClient
 
 	// PID of the daemon.
 	PID int
@@ -119,6 +120,7 @@ func newClient(socket string) *Client {
 		Kernels:    bangerv1connect.NewKernelServiceClient(h, rpc.BaseURL, faults),
 		Events:     bangerv1connect.NewEventServiceClient(h, rpc.BaseURL, faults),
 		Fsck:       bangerv1connect.NewFsckServiceClient(h, rpc.BaseURL, faults),
+		Templates:  bangerv1connect.NewTemplateServiceClient(h, rpc.BaseURL, faults),
 		http:       h,
 	}
 }

@@ -40,11 +40,20 @@ type Defaults struct {
 	Disk   uint64 // bytes
 	// AutoStop is how long a VM may be unused until it is stopped; 0: for ever.
 	AutoStop time.Duration
+	// IdleAction is what happens to it then: one of the Idle constants.
+	IdleAction string
 }
+
+// Values of Defaults.IdleAction.
+const (
+	IdleStop    = "stop"
+	IdleSuspend = "suspend"
+)
 
 // Limits of what the daemon keeps, and of what it takes from elsewhere.
 type Limits struct {
 	Events       int    // the newest so many
+	Templates    uint64 // bytes on the host that templates may take
 	ImageSize    uint64 // bytes of all files of an image
 	ImageEntries int    // files, directories and links of an image
 	DownloadSize uint64 // bytes of a bundle from the network
@@ -82,6 +91,7 @@ type Mirror struct {
 type VMM struct {
 	Driver      string
 	Accelerator string // one of the Accelerator constants
+	Templates   bool   // VMs are started from templates where the VMM can
 }
 
 // Values of VMM.Accelerator.
@@ -99,9 +109,11 @@ func Default() Config {
 			CPUs:   min(2, runtime.NumCPU()),
 			Memory: 1 << 30,
 			Disk:   10 << 30,
+
+			IdleAction: IdleStop,
 		},
-		Limits: Limits{Events: 10_000, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
-		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto},
+		Limits: Limits{Events: 10_000, Templates: 4 << 30, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
+		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto, Templates: true},
 	}
 }
 
@@ -113,9 +125,12 @@ type file struct {
 		Memory   *string `toml:"memory"`
 		Disk     *string `toml:"disk"`
 		AutoStop *string `toml:"auto_stop"`
+
+		IdleAction *string `toml:"idle_action"`
 	} `toml:"defaults"`
 	Limits struct {
 		Events       *int    `toml:"events"`
+		Templates    *string `toml:"templates"`
 		ImageSize    *string `toml:"image_size"`
 		ImageEntries *int    `toml:"image_entries"`
 		DownloadSize *string `toml:"download_size"`
@@ -137,6 +152,7 @@ type file struct {
 	VMM struct {
 		Driver      *string `toml:"driver"`
 		Accelerator *string `toml:"accelerator"`
+		Templates   *string `toml:"templates"`
 	} `toml:"vmm"`
 }
 
@@ -179,6 +195,7 @@ func parse(path, text string) (Config, error) {
 func (c *Config) apply(path, text string, f *file) error {
 	set(&c.Defaults.Image, f.Defaults.Image)
 	set(&c.Defaults.CPUs, f.Defaults.CPUs)
+	set(&c.Defaults.IdleAction, f.Defaults.IdleAction)
 	set(&c.Limits.Events, f.Limits.Events)
 	set(&c.Mirror.Debian, f.Mirror.Debian)
 	set(&c.VMM.Driver, f.VMM.Driver)
@@ -195,6 +212,12 @@ func (c *Config) apply(path, text string, f *file) error {
 	if err := setDuration(&c.Defaults.AutoStop, f.Defaults.AutoStop); err != nil {
 		return refuse(err, "defaults", "auto_stop")
 	}
+	if err := setSize(&c.Limits.Templates, f.Limits.Templates, 0); err != nil {
+		return refuse(err, "limits", "templates")
+	}
+	if err := setSwitch(&c.VMM.Templates, f.VMM.Templates); err != nil {
+		return refuse(err, "vmm", "templates")
+	}
 	if n := c.Limits.Events; n < LeastEvents || n > MostEvents {
 		return refuse(fault.New(fault.Invalid, "%d is not between %d and %d", n, LeastEvents, MostEvents), "limits", "events")
 	}
@@ -209,6 +232,9 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if c.Defaults.Image == "" {
 		return refuse(errors.New("is empty"), "defaults", "image")
+	}
+	if a := c.Defaults.IdleAction; a != IdleStop && a != IdleSuspend {
+		return refuse(fault.New(fault.Invalid, "%q is not stop or suspend", a), "defaults", "idle_action")
 	}
 	if a := c.VMM.Accelerator; !slices.Contains([]string{AcceleratorAuto, AcceleratorKVM, AcceleratorTCG}, a) {
 		return refuse(fault.New(fault.Invalid, "%q is not auto, kvm or tcg", a), "vmm", "accelerator")
@@ -232,6 +258,17 @@ func setSize(to *uint64, from *string, least uint64) error {
 	}
 	*to = n
 	return err
+}
+
+func setSwitch(to *bool, from *string) error {
+	if from == nil {
+		return nil
+	}
+	if *from != "on" && *from != "off" {
+		return fault.New(fault.Invalid, "%q is not on or off", *from)
+	}
+	*to = *from == "on"
+	return nil
 }
 
 func setDuration(to *time.Duration, from *string) error {

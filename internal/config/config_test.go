@@ -65,12 +65,12 @@ key = "RWS1E5LUbrIqlNcOTOYJAnxYHS7gu9IvwHgUYxyc5uTrLvMpElJYuqXW"
 		t.Fatal(err)
 	}
 	want := Config{
-		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30},
-		Limits:   Limits{Events: 10_000, ImageSize: 8 << 30, ImageEntries: 5, DownloadSize: 32 << 30},
+		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30, IdleAction: IdleStop},
+		Limits:   Limits{Events: 10_000, Templates: 4 << 30, ImageSize: 8 << 30, ImageEntries: 5, DownloadSize: 32 << 30},
 		Mirror:   Mirror{Debian: "file:///srv/mirror"},
 		Trust:    Trust{Keys: []string{key}},
 		Registry: Registry{Insecure: []string{"box:5000", "[fd00::1]:80"}},
-		VMM:      VMM{Driver: "firecracker", Accelerator: "tcg"},
+		VMM:      VMM{Driver: "firecracker", Accelerator: "tcg", Templates: true},
 		Catalogs: []webcatalog.Config{
 			{Name: "acme", URL: "https://images.example/catalog.json", Key: key}, {Name: "beta", URL: "http://b.example/c.json", Key: key},
 		},

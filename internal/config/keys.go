@@ -47,8 +47,12 @@ func keys() []key {
 			func(c *Config) string { return size(c.Defaults.Disk) }},
 		{"defaults.auto_stop", "stop a VM that nobody has used for so long (\"30m\", \"2h\"); \"0\": never", text,
 			func(c *Config) string { return duration(c.Defaults.AutoStop) }},
+		{"defaults.idle_action", "what happens to a VM that nobody has used for auto_stop: \"stop\", or \"suspend\" (its memory goes to the disk)", text,
+			func(c *Config) string { return c.Defaults.IdleAction }},
 		{"limits.events", "how many events are kept", number,
 			func(c *Config) string { return strconv.Itoa(c.Limits.Events) }},
+		{"limits.templates", "how much of the disk templates may take; the least recently used go first", text,
+			func(c *Config) string { return size(c.Limits.Templates) }},
 		{"limits.image_size", "the most that an image may hold, uncompressed", text,
 			func(c *Config) string { return size(c.Limits.ImageSize) }},
 		{"limits.image_entries", "the most files, directories and links that an image may have", number,
@@ -65,6 +69,13 @@ func keys() []key {
 			func(c *Config) string { return c.VMM.Driver }},
 		{"vmm.accelerator", "\"auto\", \"kvm\" or \"tcg\" (software emulation)", text,
 			func(c *Config) string { return c.VMM.Accelerator }},
+		{"vmm.templates", "\"on\": VMs are started from a machine that was booted once; \"off\": every VM boots", text,
+			func(c *Config) string {
+				if c.VMM.Templates {
+					return "on"
+				}
+				return "off"
+			}},
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"banger/internal/store"
 	"banger/internal/undo"
 	"banger/internal/vm"
+	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -139,7 +140,12 @@ func (f *fleet) change(ctx context.Context, v store.VM, spec vm.Spec, kind, mess
 	before := v
 	spec.Disk = v.Spec.Disk // grows by itself
 	c := store.Change{Spec: spec, Kind: kind, Message: message}
-	if v.State.Live() {
+	switch {
+	case v.State == vm.Suspended:
+		if saved, err := vmdir.ReadSaved(f.suspendedDir(v.ID)); err == nil {
+			c.Pending = pendingFor(saved.Launch, spec)
+		}
+	case v.State.Live():
 		c.Pending = f.pendingOf(v.ID, spec)
 		if slices.Contains(v.Pending, "disk") {
 			c.Pending = append(c.Pending, "disk")
@@ -170,6 +176,9 @@ func (f *fleet) change(ctx context.Context, v store.VM, spec vm.Spec, kind, mess
 // lock. Until the VMM has been told of it the file can shrink again. After that it cannot: then the row says what the
 // file has, whatever the guest made of it, and a file system that did not grow does so at the next start.
 func (f *fleet) grow(ctx context.Context, v store.VM, size uint64) (_ store.VM, err error) {
+	if err := refuseSuspended(v, "its disk cannot grow"); err != nil {
+		return v, err
+	}
 	if v.State.Live() && v.State != vm.Running {
 		return v, fault.New(fault.Conflict, "vm %s is %s, its disk cannot grow now", v.Name(), v.State).
 			WithHint("%s", fault.HintOf(v.Refuse(vm.Running)))

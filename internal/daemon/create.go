@@ -31,6 +31,7 @@ type order struct {
 	spec  vm.Spec
 	named bool // by its creator; else the name was generated and may change
 	start bool
+	cold  bool
 }
 
 // Create implements the RPC. What is wrong with the request itself is said at once; the rest is the operation's.
@@ -52,7 +53,7 @@ func (s *vmService) Create(ctx context.Context, req *connect.Request[bangerv1.Cr
 // order reads and checks a request.
 func (s *vmService) order(ctx context.Context, req *bangerv1.CreateVMRequest) (order, error) {
 	in, defaults := req.GetSpec(), s.cfg.Settings.Defaults
-	o := order{start: req.GetStart(), named: in.GetName() != "", spec: vm.Spec{
+	o := order{start: req.GetStart(), cold: req.GetCold(), named: in.GetName() != "", spec: vm.Spec{
 		Image: orElse(in.GetImage(), defaults.Image), Kernel: in.GetKernel(), CPUs: defaults.CPUs,
 		Memory: defaults.Memory, Disk: defaults.Disk, Remove: in.GetRemoveOnExit(), Env: slices.Clone(in.GetEnv()),
 		User: in.GetUser(), Workdir: in.GetWorkdir(), Labels: maps.Clone(in.GetLabels()), Description: in.GetDescription(),
@@ -159,7 +160,7 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 	}
 	if o.start {
 		report(progress.Update{Stage: "boot", Message: "starting " + string(v.Name())})
-		if err := s.fleet.start(ctx, v, false, nil); err != nil {
+		if err := s.fleet.start(ctx, v, startOptions{cold: o.cold, report: report}); err != nil {
 			return "", withoutItsLog(err)
 		}
 	}
@@ -171,7 +172,7 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 // that one is taken.
 func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progress.Func) (store.VM, error) {
 	for try := 1; ; try++ {
-		img, krn, err := s.resolve(ctx, &o.spec, report)
+		img, krn, err := s.resolve(ctx, &o.spec, o.start && !o.cold, report)
 		if err != nil {
 			return store.VM{}, err
 		}
@@ -191,15 +192,26 @@ func (s *vmService) reserve(ctx context.Context, id vm.ID, o order, report progr
 	}
 }
 
-// resolve returns the image and the kernel, pulling what is missing, both at once.
-func (s *vmService) resolve(ctx context.Context, spec *vm.Spec, report progress.Func) (img, krn Artifact, err error) {
+// resolve returns the image and the kernel, pulling what is missing, both at once. With warm the template is made, too,
+// while the image is on its way.
+func (s *vmService) resolve(ctx context.Context, spec *vm.Spec, warm bool, report progress.Func) (img, krn Artifact, err error) {
 	kernelName, err := s.kernelOf(ctx, spec)
 	if err != nil {
 		return img, krn, err
 	}
+	if warm {
+		_, here, err := s.images.Local(ctx, spec.Image)
+		if err != nil {
+			return img, krn, err
+		}
+		warm = !here
+	}
 	both, ctx := errgroup.WithContext(ctx)
 	both.Go(func() (err error) {
 		krn, err = s.kernels.Ensure(ctx, library.Request{Reference: kernelName}, report)
+		if err == nil && warm {
+			s.fleet.warmBeside(ctx, *spec, krn, report)
+		}
 		return err
 	})
 	both.Go(func() (err error) {

@@ -42,6 +42,7 @@ import (
 	"banger/internal/rpc"
 	"banger/internal/sock"
 	"banger/internal/store"
+	"banger/internal/template"
 	"banger/proto/banger/v1/bangerv1connect"
 )
 
@@ -265,6 +266,10 @@ func newParts(d *Daemon, db *store.Store) *parts {
 		Limits:         layer.Limits{Size: int64(min(d.cfg.Settings.Limits.ImageSize, math.MaxInt64)), Entries: d.cfg.Settings.Limits.ImageEntries},
 		StandardKernel: func(ctx context.Context) string { return standardKernel(ctx, p.kernels) }, Step: d.cfg.Step,
 	})
+	p.fleet.templates = &templates{
+		store: template.Open(d.cfg.Paths.Templates()), ops: p.ops, log: d.log, drivers: d.cfg.Drivers,
+		limit: d.cfg.Settings.Limits.Templates, on: d.cfg.Settings.VMM.Templates, scratch: d.cfg.Paths.Run, inUse: p.fleet.usesTemplate,
+	}
 	return p
 }
 
@@ -287,6 +292,7 @@ func (p *parts) handler() http.Handler {
 		parts: p, lib: p.images, kernels: p.kernels, blobs: p.blobs, builder: p.builder, ops: p.ops, standard: cfg.Settings.Defaults.Image,
 	}, options))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{parts: p, lib: p.kernels, ops: p.ops}, options))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(&templateService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(&daemonService{
 		cfg: cfg, store: p.store, ops: p.ops, started: p.started, shutdown: func() { p.daemon.stop(errShutdown) },
 	}, options))
@@ -312,6 +318,17 @@ func (p *parts) sweep(ctx context.Context) {
 			p.daemon.log.Warn("cannot remove what a build has left", "error", err)
 		}
 	})
+	if err := p.fleet.templates.store.Clean(ctx); err != nil {
+		p.daemon.log.Warn("cannot remove a leftover", "dir", dirs.Templates(), "error", err)
+	}
+	for _, dir := range list(dirs.Run) {
+		if !template.IsScratch(name(dir)) {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			p.daemon.log.Warn("cannot remove a leftover", "dir", dir, "error", err)
+		}
+	}
 	for _, root := range []string{dirs.VMs(), dirs.Images(), dirs.Kernels()} {
 		for _, dir := range list(root) {
 			if !strings.HasPrefix(name(dir), removedPrefix) {

@@ -20,6 +20,7 @@ import (
 	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fakevmm"
 	"banger/internal/paths"
 	"banger/internal/proc"
 	"banger/internal/rpc"
@@ -31,6 +32,7 @@ import (
 
 // The test binary also plays the supervisors, and daemons that can be killed.
 func TestMain(m *testing.M) {
+	fakevmm.Main() // does not return in a fake VMM
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == "fake-supervisor":
 		if err := superviseFake(vmdir.Dir(os.Args[3])); err != nil {
@@ -154,6 +156,9 @@ func (f *fake) live() vmdir.Exit {
 		reason := <-f.stop
 		return vmdir.Exit{Reason: reason + " while it was starting", Expected: true}
 	}
+	if exit, failed := f.comesFrom(); failed {
+		return exit
+	}
 	f.update(func(s *bangerv1.SupervisorStatus) {
 		s.Phase, s.VmmPid, s.Accelerator, s.ReadyAtMs = "ready", 4242, "tcg", time.Now().UnixMilli()
 		if asks(f.launch, busy) {
@@ -170,7 +175,7 @@ func (f *fake) live() vmdir.Exit {
 	}
 	reason := <-f.stop
 	f.update(func(s *bangerv1.SupervisorStatus) { s.Phase = "stopping" })
-	return vmdir.Exit{Reason: reason, Expected: true}
+	return vmdir.Exit{Reason: reason, Expected: true, Suspended: reason == "suspended"}
 }
 
 // awaitWatcher waits until somebody was told that the guest is ready.
@@ -195,6 +200,7 @@ func (f *fake) get() (*bangerv1.SupervisorStatus, chan struct{}) {
 	s := f.status
 	return &bangerv1.SupervisorStatus{
 		VmId: s.VmId, Phase: s.Phase, SupervisorPid: s.SupervisorPid, VmmPid: s.VmmPid, StartedAtMs: s.StartedAtMs,
+		FromTemplate: s.FromTemplate, TemplateFault: s.TemplateFault,
 		Accelerator: s.Accelerator, Fault: s.Fault, Exit: s.Exit, ReadyAtMs: s.ReadyAtMs, OpenSessions: s.OpenSessions,
 		LastActivityMs: s.LastActivityMs,
 	}, f.changed
@@ -357,7 +363,7 @@ func (f *fake) Stop(ctx context.Context, req *connect.Request[bangerv1.Superviso
 type driver struct{ probe func() error }
 
 func (driver) Name() string                  { return "fake" }
-func (driver) Features() hypervisor.Features { return hypervisor.Features{MaxCPUs: 4} }
+func (driver) Features() hypervisor.Features { return hypervisor.Features{MaxCPUs: 4, Save: true} }
 func (d driver) Probe(context.Context) (hypervisor.Host, error) {
 	if d.probe != nil {
 		return hypervisor.Host{}, d.probe()

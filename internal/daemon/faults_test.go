@@ -87,7 +87,11 @@ func scenarios() map[daemon.Step]scenario {
 		}
 		return export.act(h)
 	}
+	suspend := scenario{prepare: running, act: func(h *host) error { return second(h.suspend("dev")) }, again: func(h *host) error {
+		return errors.Join(second(h.suspend("dev")), second(h.start("dev")))
+	}}
 	return map[daemon.Step]scenario{
+		daemon.StepSuspendDir: suspend, daemon.StepSuspendEnded: suspend,
 		daemon.StepCreateFetched: create, daemon.StepCreateRow: create, daemon.StepCreateDir: create,
 		daemon.StepCreateDisk: create, daemon.StepCreateRecord: create, daemon.StepCreateMade: create,
 		daemon.StepStartRow: start, daemon.StepStartLaunch: start, daemon.StepStartSpawned: start, daemon.StepStartReady: start,
@@ -191,7 +195,7 @@ func TestEveryStepCanFail(t *testing.T) {
 }
 
 // dying runs a daemon in a process of its own that kills itself at a step. ended is closed when it is gone.
-func (h *host) dying(step daemon.Step) (ended <-chan error) {
+func (h *host) dying(step daemon.Step, env ...string) (ended <-chan error) {
 	h.t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -200,6 +204,7 @@ func (h *host) dying(step daemon.Step) (ended <-chan error) {
 	defer r.Close()
 	cmd := exec.CommandContext(h.t.Context(), os.Args[0], "fake-daemon", filepath.Dir(h.paths.Data))
 	cmd.Env = append(os.Environ(), "BANGER_READY_FD=3", daemontest.EnvDieAt+"="+string(step))
+	cmd.Env = append(cmd.Env, env...)
 	cmd.ExtraFiles = []*os.File{w}
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"banger/internal/keylock"
 	"banger/internal/paths"
 	"banger/internal/proc"
+	"banger/internal/progress"
 	"banger/internal/store"
 	"banger/internal/vm"
 	"banger/internal/vmdir"
@@ -49,7 +50,8 @@ type fleet struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // every goroutine of the fleet
 
-	starts chan struct{} // as many restarts may go on at once
+	starts    chan struct{} // as many restarts may go on at once
+	templates *templates    // set before the first start
 
 	mu        sync.Mutex // guards the fields below
 	runs      map[vm.ID]*run
@@ -76,6 +78,18 @@ func (f *fleet) close() {
 }
 
 func (f *fleet) dir(id vm.ID) vmdir.Dir { return vmdir.Dir(f.cfg.Paths.VM(string(id))) }
+
+// usesTemplate reports whether a VM that runs was started from the template of that key.
+func (f *fleet) usesTemplate(key string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.runs {
+		if l, err := r.dir.ReadLaunch(); err == nil && l.TemplateKey == key {
+			return true
+		}
+	}
+	return false
+}
 
 // runOf returns the run of a VM that the fleet watches, or nil.
 func (f *fleet) runOf(id vm.ID) *run {
@@ -117,19 +131,46 @@ func patient(*run) bool  { return false }
 func noBoot(r *run) bool { return !r.isReady() }
 func atOnce(*run) bool   { return true }
 
+// startOptions say how a VM is started.
+type startOptions struct {
+	again  bool            // by its restart policy, not by hand
+	cold   bool            // not from a template
+	leave  <-chan struct{} // when it is closed, the start goes on by itself
+	report progress.Func   // stage "template"; may be nil
+}
+
 // start starts a VM that does not run, by hand or again by its restart policy, and returns when its guest is ready. The
 // caller holds the VM's lock. When the guest does not become ready nothing of it runs any more and the VM is failed;
-// when ctx ends first, it is stopped. When leave is closed first the start goes on by itself.
-func (f *fleet) start(ctx context.Context, v store.VM, again bool, leave <-chan struct{}) error {
+// when ctx ends first, it is stopped.
+func (f *fleet) start(ctx context.Context, v store.VM, opt startOptions) error {
 	launch, err := f.launch(v)
 	if err != nil {
 		return fault.Context(err, "start vm %s", v.Name())
 	}
-	if !again {
+	if !opt.again {
 		f.forget(v.ID)
 	}
-	if _, err := f.store.MoveToStarting(ctx, v.ID, again); err != nil {
+	switch {
+	case v.State == vm.Suspended && !opt.cold:
+		if err := f.resumption(ctx, v, &launch); err != nil {
+			return err
+		}
+	case v.State == vm.Suspended:
+		if err := f.forgetMemory(v.ID); err != nil {
+			return withClass(err)
+		}
+	case !opt.cold:
+		if err := f.templates.choose(ctx, &launch, v.KernelVersion, opt.report); err != nil {
+			return fault.Context(err, "start vm %s", v.Name())
+		}
+	}
+	if _, err := f.store.MoveToStarting(ctx, v.ID, opt.again); err != nil {
 		return err
+	}
+	if launch.Resume != nil { // it goes on as it was, whatever has been set since
+		if err := f.store.SetPending(ctx, v.ID, pendingFor(launch, v.Spec)); err != nil {
+			f.log.ErrorContext(ctx, "cannot note what waits for the next start", "vm", v.ID, "error", err)
+		}
 	}
 	r, err := f.spawn(ctx, launch)
 	if err != nil {
@@ -143,7 +184,7 @@ func (f *fleet) start(ctx context.Context, v store.VM, again bool, leave <-chan 
 		f.takeBack(ctx, r)
 		return err
 	}
-	if err := f.await(ctx, r, leave); err != nil {
+	if err := f.await(ctx, r, opt.leave); err != nil {
 		return err
 	}
 	if err := f.cfg.step(ctx, StepStartReady); err != nil {

@@ -20,6 +20,7 @@ import (
 	"banger/internal/daemon/daemontest"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fakevmm"
 	"banger/internal/paths"
 	"banger/internal/rpc"
 	"banger/internal/vmdir"
@@ -46,6 +47,7 @@ type clients struct {
 	daemons bangerv1connect.DaemonServiceClient
 	events  bangerv1connect.EventServiceClient
 	fscks   bangerv1connect.FsckServiceClient
+	temps   bangerv1connect.TemplateServiceClient
 }
 
 func dial(p paths.Paths) clients {
@@ -59,21 +61,26 @@ func dial(p paths.Paths) clients {
 		daemons: bangerv1connect.NewDaemonServiceClient(h, rpc.BaseURL, faults),
 		events:  bangerv1connect.NewEventServiceClient(h, rpc.BaseURL, faults),
 		fscks:   bangerv1connect.NewFsckServiceClient(h, rpc.BaseURL, faults),
+		temps:   bangerv1connect.NewTemplateServiceClient(h, rpc.BaseURL, faults),
 	}
 }
 
 func fakeConfig(p paths.Paths, images, kernels *daemontest.Catalog) daemon.Config {
 	settings := config.Default()
 	settings.VMM.Driver, settings.Defaults.Image, settings.Defaults.CPUs = "fake", "small", 1
-	settings.Defaults.Disk = 256 << 20
+	settings.Defaults.Disk, settings.VMM.Templates = 256<<20, false
 	level := slog.LevelWarn
 	if os.Getenv("BANGER_TEST_LOG") != "" {
 		level = slog.LevelDebug
 	}
+	drivers := map[string]hypervisor.Driver{"fake": driver{}}
+	if faults := os.Getenv(templatesEnv); faults != "" {
+		settings.VMM.Templates, drivers["fake"] = true, fakevmm.New(fakevmm.Options{Faults: faults})
+	}
 	return daemon.Config{
 		Paths: p, Build: "test", Settings: settings,
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
-		Drivers: map[string]hypervisor.Driver{"fake": driver{}},
+		Drivers: drivers,
 		Images:  withFiles(images.Source(), daemon.Images(p, settings)), Kernels: withNames(kernels.Source(), daemon.Kernels(p, settings)),
 		FormatDisk: daemontest.FormatDisk, Initramfs: daemontest.Initramfs,
 		SupervisorCommand: []string{os.Args[0], "fake-supervisor"},

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/config"
 	"banger/internal/fault"
 	"banger/internal/store"
 	"banger/internal/vm"
@@ -104,6 +105,21 @@ func idleFor(v store.VM, r *run, status *bangerv1.SupervisorStatus, now time.Tim
 	return now.Sub(since)
 }
 
+// suspendIdle suspends a VM that nobody uses, if the configuration says so and its VMM can. One that cannot be suspended
+// now (the disk is full) goes on and is looked at again later: its memory is somebody's work.
+func (f *fleet) suspendIdle(v store.VM, r *run, idle time.Duration) bool {
+	driver := f.cfg.Drivers[v.Driver]
+	if f.cfg.Settings.Defaults.IdleAction != config.IdleSuspend || driver == nil || !driver.Features().Save {
+		return false
+	}
+	f.tell(v, store.EventIdle, fmt.Sprintf("nobody has used it for %s: it is suspended", idle.Round(time.Second)))
+	if _, err := f.suspend(f.ctx, v); err != nil && f.ctx.Err() == nil {
+		f.tell(v, store.EventIdle, "it goes on, because it cannot be suspended: "+err.Error())
+		r.resume() // not again at once
+	}
+	return true
+}
+
 // stopIdle stops a VM unless somebody has begun to use it or does something with it now.
 func (f *fleet) stopIdle(id vm.ID) {
 	unlock, err := f.tryLock(f.ctx, id)
@@ -122,6 +138,9 @@ func (f *fleet) stopIdle(id vm.ID) {
 	}
 	idle := idleFor(v, r, status, time.Now())
 	if idle < v.Spec.AutoStop {
+		return
+	}
+	if f.suspendIdle(v, r, idle) {
 		return
 	}
 	f.tell(v, store.EventIdle, fmt.Sprintf("nobody has used it for %s: it is stopped", idle.Round(time.Second)))

@@ -53,16 +53,7 @@ func (f *fleet) launch(v store.VM) (vmdir.Launch, error) {
 	return vmdir.Launch{
 		VMID: v.ID, Name: v.Name(), Driver: v.Driver, Paths: p,
 		BootDeadline: bootDeadline, Attempts: bootAttempts, ConsoleLimit: consoleLimit,
-		Machine: hypervisor.Spec{
-			ID: string(v.ID), Name: string(v.Name()), CPUs: v.Spec.CPUs, Memory: v.Spec.Memory,
-			Kernel: filepath.Join(kernelDir, kernel.ImageFile), Initramfs: ramdisk,
-			Disks: []hypervisor.Disk{
-				{Path: img.Rootfs, ReadOnly: true, Serial: serialImage},
-				{Path: disk, Serial: serialData},
-				{Path: filepath.Join(kernelDir, kernel.ModulesFile), ReadOnly: true, Serial: serialModules},
-			},
-			Network: net.Host, RunDir: p.VMRun(string(v.ID)),
-		},
+		Machine: machineOf(v, kernelDir, ramdisk, img.Rootfs, disk, p.VMRun(string(v.ID))),
 		Guest: agentwire.Config{
 			Hostname: string(v.Name()), MachineID: v.MachineID,
 			Disks:   agentwire.Disks{Image: serialImage, Data: serialData, Modules: serialModules},
@@ -94,4 +85,18 @@ func (f *fleet) rootOf(v store.VM) (Artifact, error) {
 		img.Config = source.Config{}
 	}
 	return img, nil
+}
+
+// machineOf is the machine of a VM. Templates are made for the same one: what is new here is new in their shape.
+func machineOf(v store.VM, kernelDir, ramdisk, rootfs, disk, runDir string) hypervisor.Spec {
+	return hypervisor.Spec{
+		ID: string(v.ID), Name: string(v.Name()), CPUs: v.Spec.CPUs, Memory: v.Spec.Memory,
+		Kernel: filepath.Join(kernelDir, kernel.ImageFile), Initramfs: ramdisk,
+		Disks: []hypervisor.Disk{
+			{Path: rootfs, ReadOnly: true, Serial: serialImage},
+			{Path: disk, Serial: serialData},
+			{Path: filepath.Join(kernelDir, kernel.ModulesFile), ReadOnly: true, Serial: serialModules},
+		},
+		Network: netstack.For(v.ID).Host, RunDir: runDir,
+	}
 }

@@ -44,7 +44,7 @@ func (s *vmService) Restart(ctx context.Context, req *connect.Request[bangerv1.R
 			return nil, err
 		}
 	}
-	if err := s.startLocked(ctx, v); err != nil {
+	if err := s.startLocked(ctx, v, req.Msg.GetCold()); err != nil {
 		return nil, err
 	}
 	return s.answer(ctx, v.ID)
@@ -110,6 +110,9 @@ func (s *vmService) Reset(ctx context.Context, req *connect.Request[bangerv1.Res
 		return nil, err
 	}
 	defer unlock()
+	if err := refuseSuspended(v, "it cannot be reset"); err != nil {
+		return nil, err
+	}
 	if v.State.Live() {
 		if !req.Msg.GetForce() {
 			return nil, fault.New(fault.Conflict, "vm %s is %s, it cannot be reset", v.Name(), v.State).

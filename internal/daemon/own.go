@@ -50,7 +50,7 @@ func (o ownVMs) Boot(ctx context.Context, spec builder.Machine) (socket string, 
 	if err := o.makeDir(ctx, v, spec); err != nil {
 		return "", nil, err
 	}
-	if err := f.start(ctx, v, false, nil); err != nil {
+	if err := f.start(ctx, v, startOptions{}); err != nil {
 		return "", nil, withoutItsLog(err)
 	}
 	if err := o.cfg.step(ctx, StepOwnReady); err != nil {

@@ -10,6 +10,8 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/daemon/library"
+	"banger/internal/vm"
+	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -82,6 +84,11 @@ func (p *parts) staleInitramfs(ctx context.Context) ([]string, error) {
 	cfg := p.daemon.cfg
 	used := map[string]bool{}
 	for _, v := range vms {
+		if v.State == vm.Suspended { // goes on with the one that it was started with
+			if m, err := vmdir.ReadSaved(p.fleet.suspendedDir(v.ID)); err == nil {
+				used[m.Launch.Machine.Initramfs] = true
+			}
+		}
 		if !v.State.Live() {
 			continue
 		}

@@ -160,6 +160,8 @@ func (f *fleet) rowOf(r vmdir.Record) (store.VM, error) {
 	switch {
 	case alive:
 		v.State = vm.Starting // until its supervisor has said more
+	case f.keepsMemory(r.ID):
+		v.State, v.Reason, v.StoppedAt = vm.Suspended, exit.Reason, exit.At
 	case running && !ended:
 		v.State = vm.Running // it was killed together with its supervisor
 	case ended && exit.Failed:
@@ -180,6 +182,11 @@ func (f *fleet) pendingOf(id vm.ID, spec vm.Spec) []string {
 	if err != nil {
 		return nil
 	}
+	return pendingFor(l, spec)
+}
+
+// pendingFor lists the settings that a run which was launched so does not have.
+func pendingFor(l vmdir.Launch, spec vm.Spec) []string {
 	var pending []string
 	if l.Machine.CPUs != spec.CPUs {
 		pending = append(pending, "cpus")

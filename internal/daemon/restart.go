@@ -41,6 +41,7 @@ func (f *fleet) recordEnded(ctx context.Context, id vm.ID, end store.Ended) (sto
 		return store.VM{}, err
 	}
 	end.StaysDown = staysDown(v.Spec.Restart, end)
+	end.Suspended = f.keepsMemory(id)
 	return f.store.MoveToEnded(ctx, id, end)
 }
 
@@ -158,7 +159,7 @@ func (f *fleet) startAgain(v store.VM) error {
 	case <-f.stopping:
 		return nil
 	}
-	return f.start(f.ctx, v, true, f.stopping)
+	return f.start(f.ctx, v, startOptions{again: true, leave: f.stopping})
 }
 
 // comeBackAll continues what the restart policies of ended VMs had begun before this daemon, and what the boot of the

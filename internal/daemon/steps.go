@@ -42,8 +42,10 @@ const (
 	StepResetRow    Step = "reset.row"    // the row says that the next start resets
 	StepResetRecord Step = "reset.record" // and vm.json too
 
-	StepOwnRoot  Step = "own.root"  // the root file system of a VM of the daemon's own is there, its row is not complete
-	StepOwnReady Step = "own.ready" // the guest of one is ready
+	StepOwnRoot      Step = "own.root"      // the root file system of a VM of the daemon's own is there, its row is not complete
+	StepOwnReady     Step = "own.ready"     // the guest of one is ready
+	StepSuspendDir   Step = "suspend.dir"   // the place for the memory is there
+	StepSuspendEnded Step = "suspend.ended" // the memory is on the disk and the VM has ended
 
 	StepAdoptExamined Step = "adopt.examined" // it is known what there is of a VM
 	StepAdoptDone     Step = "adopt.done"     // what is to be done about it was done or begun
@@ -56,7 +58,7 @@ func Steps() []Step {
 		StepCreateFetched, StepCreateRow, StepCreateDir, StepCreateDisk, StepCreateRecord, StepCreateMade,
 		StepStartRow, StepStartLaunch, StepStartSpawned, StepStartReady, StepStopRow, StepStopEnded,
 		StepRemoveRow, StepRemoveEnded, StepRemoveRun, StepRemoveDir, StepGrowFile, StepGrowGuest,
-		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepOwnRoot, StepOwnReady,
+		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepSuspendDir, StepSuspendEnded, StepOwnRoot, StepOwnReady,
 		library.StepStaged, library.StepMoved, library.StepNamed, library.StepRow,
 		library.StepForgetNames, library.StepForgetRow, library.StepForgetGone,
 		builder.StepLayer, builder.StepPacked, builder.StepExported, StepAdoptExamined, StepAdoptDone, StepRebuildRow,

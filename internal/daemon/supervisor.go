@@ -74,6 +74,12 @@ func (s *supervisor) pause(ctx context.Context, on bool) error {
 	return err
 }
 
+// save saves the VM's machine. A suspend returns when the VM has ended.
+func (s *supervisor) save(ctx context.Context, req *bangerv1.SupervisorSaveRequest) error {
+	_, err := s.client.Save(ctx, connect.NewRequest(req))
+	return err
+}
+
 // growDisk tells VMM and guest that the disk's file has grown.
 func (s *supervisor) growDisk(ctx context.Context) error {
 	_, err := s.client.GrowDisk(ctx, connect.NewRequest(&bangerv1.SupervisorGrowDiskRequest{}))

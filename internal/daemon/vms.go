@@ -53,21 +53,21 @@ func (s *vmService) Start(ctx context.Context, req *connect.Request[bangerv1.Sta
 	if v, err = s.store.VM(ctx, v.ID); err != nil {
 		return nil, err
 	}
-	if err := s.startLocked(ctx, v); err != nil {
+	if err := s.startLocked(ctx, v, req.Msg.GetCold()); err != nil {
 		return nil, err
 	}
 	return s.answer(ctx, v.ID)
 }
 
 // startLocked starts a VM whose lock the caller holds, unless it runs.
-func (s *vmService) startLocked(ctx context.Context, v store.VM) error {
+func (s *vmService) startLocked(ctx context.Context, v store.VM, cold bool) error {
 	switch r := s.fleet.runOf(v.ID); {
 	case v.State == vm.Running:
 		return nil
 	case v.State == vm.Starting && r != nil: // begun before this daemon was there
 		return s.fleet.await(ctx, r, s.fleet.stopping)
 	}
-	return s.fleet.start(ctx, v, false, s.fleet.stopping)
+	return s.fleet.start(ctx, v, startOptions{cold: cold, leave: s.fleet.stopping})
 }
 
 // Stop implements the RPC. A VM that does not run is left as it is.
@@ -194,6 +194,15 @@ func (s *vmService) Endpoint(ctx context.Context, req *connect.Request[bangerv1.
 	if err != nil {
 		return nil, err
 	}
+	if v.State == vm.Suspended && req.Msg.GetResume() {
+		resp, err := s.Start(ctx, connect.NewRequest(&bangerv1.StartVMRequest{Ref: string(v.ID)}))
+		if err != nil {
+			return nil, err
+		}
+		if v, err = s.store.VM(ctx, vm.ID(resp.Msg.GetId())); err != nil {
+			return nil, err
+		}
+	}
 	out := &bangerv1.EndpointResponse{Vm: s.proto(v), ConsoleLog: s.fleet.dir(v.ID).Path(paths.VMConsole)}
 	if img, err := s.cfg.Images.Load(s.cfg.Paths.Image(v.ImageDigest)); err == nil {
 		out.Config = configProto(img.Config)
@@ -230,7 +239,8 @@ func (s *vmService) proto(v store.VM) *bangerv1.VM {
 		LastActiveMs: millis(v.ActiveAt), Restarts: int32(v.Restarts), Pending: v.Pending,
 	}
 	if r := s.fleet.runOf(v.ID); r != nil {
-		u := r.used()
+		u, from := r.used(), r.from()
+		out.FromTemplate, out.TemplateFault = from.template, from.fault
 		out.OpenSessions = u.sessions
 		if u.last.After(v.ActiveAt) {
 			out.LastActiveMs = millis(u.last)

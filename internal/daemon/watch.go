@@ -59,6 +59,7 @@ type run struct {
 	since   time.Time // when this daemon saw it ready first
 	resumed time.Time // when it was unpaused last
 	use     use
+	origin  origin
 	killed  bool  // by this daemon, because its supervisor did not end it
 	fault   error // why the guest did not become ready
 }
@@ -76,6 +77,33 @@ func (r *run) isGone() bool {
 	default:
 		return false
 	}
+}
+
+// origin says what a run was started from.
+type origin struct {
+	template string // key of the template; "": it was booted, or goes on from its own memory
+	fault    string // what was wrong with templates
+}
+
+func (r *run) from() origin {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.origin
+}
+
+// noteOrigin keeps what a supervisor says about templates.
+func (r *run) noteOrigin(s *bangerv1.SupervisorStatus) {
+	o := origin{template: r.from().template, fault: s.GetTemplateFault()}
+	if s.GetFromTemplate() && o.template == "" {
+		l, err := r.dir.ReadLaunch()
+		if err != nil {
+			return
+		}
+		o.template = l.TemplateKey
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.origin = o
 }
 
 // outcome is nil when the guest became ready. Valid once settled is closed.
@@ -128,6 +156,7 @@ func (f *fleet) watch(r *run) {
 		err := r.supervisor.watch(f.ctx, func(s *bangerv1.SupervisorStatus) error {
 			pause, last = firstPause, s
 			r.note(s)
+			r.noteOrigin(s)
 			return f.observe(r, s)
 		})
 		if last.GetPhase() == phaseExited {
@@ -201,7 +230,13 @@ func (f *fleet) recordRunning(r *run, s *bangerv1.SupervisorStatus) error {
 		return err
 	}
 	if err == nil {
-		f.syncRecord(f.ctx, v) // a reset has been carried out
+		f.syncRecord(f.ctx, v)                       // a reset has been carried out
+		if err := f.forgetMemory(r.id); err != nil { // it goes on from there and writes to its disk
+			f.log.Warn("cannot remove the memory of a vm that has gone on", "vm", r.id, "error", err)
+		}
+		if l, err := r.dir.ReadLaunch(); err == nil && !r.isReady() {
+			f.templates.used(f.ctx, l.TemplateKey, s.GetFromTemplate(), s.GetTemplateFault())
+		}
 	}
 	r.mu.Lock()
 	first := !r.ready

@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"banger/internal/diskcopy"
 	"banger/internal/fault"
 )
 
@@ -441,7 +442,7 @@ func TestNoSpace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	if err := copySparse(t.Context(), src, filepath.Join(dir, "disk")); !fault.Is(err, fault.Exhausted) {
+	if _, err := diskcopy.From(t.Context(), src, filepath.Join(dir, "disk")); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("copy: %v", err)
 	}
 	if err := Format(t.Context(), filepath.Join(dir, "disk"), 1<<30); !fault.Is(err, fault.Exhausted) {

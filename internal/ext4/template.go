@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/diskcopy"
 	"banger/internal/fault"
 )
 
@@ -39,7 +39,11 @@ func CopyFormatted(ctx context.Context, cacheDir string, size uint64, dst string
 		return err
 	}
 	defer src.Close()
-	return copySparse(ctx, src, dst)
+	if _, err := diskcopy.From(ctx, src, dst); err != nil {
+		needed, _ := Usage(src.Name()) // only for the message
+		return explain(err, dst, needed)
+	}
+	return nil
 }
 
 // openTemplate opens a template; one of the wrong size is as good as none.
@@ -105,56 +109,4 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 		case <-time.After(5 * time.Millisecond): // formatting takes about 20
 		}
 	}
-}
-
-// copySparse copies src to a new file at dst and keeps its holes: a clone where the file system has them, else the
-// data between the holes.
-func copySparse(ctx context.Context, src *os.File, dst string) error {
-	info, err := src.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return explain(err, dst, blockSize)
-	}
-	if unix.IoctlFileClone(int(out.Fd()), int(src.Fd())) != nil { // not supported, or another file system
-		err = copyData(ctx, src, out, info.Size())
-	}
-	if closeErr := out.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		return nil
-	}
-	needed, _ := Usage(src.Name()) // only for the message
-	return errors.Join(explain(err, dst, needed), os.Remove(dst))
-}
-
-// copyData copies what lies between the holes.
-func copyData(ctx context.Context, src, dst *os.File, size int64) error {
-	if err := dst.Truncate(size); err != nil {
-		return err
-	}
-	for at := int64(0); at < size; {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		start, err := unix.Seek(int(src.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // only a hole is left
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("seek data: %w", err)
-		}
-		end, err := unix.Seek(int(src.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("seek hole: %w", err)
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(dst, start), io.NewSectionReader(src, start, end-start)); err != nil {
-			return err
-		}
-		at = end
-	}
-	return nil
 }

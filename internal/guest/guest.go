@@ -146,6 +146,11 @@ func (c *Client) SetClock(ctx context.Context, now time.Time) error {
 	return c.call(ctx, agentwire.MethodClock, agentwire.Clock{UnixNano: now.UnixNano()}, nil)
 }
 
+// Wake tells the guest that it was restored.
+func (c *Client) Wake(ctx context.Context, w agentwire.Wake) error {
+	return c.call(ctx, agentwire.MethodWake, w, nil)
+}
+
 // Exec starts a command. The context bounds the start only; the Process lives until it is closed.
 func (c *Client) Exec(ctx context.Context, start agentwire.ExecStart) (*Process, error) {
 	var started agentwire.ExecStarted

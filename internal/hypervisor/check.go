@@ -73,3 +73,19 @@ func checkFile(what, path string) error {
 	}
 	return nil
 }
+
+// DiskSizes returns the sizes of the disks that the guest can write to, by serial: see Saved.
+func (s *Spec) DiskSizes() (map[string]uint64, error) {
+	sizes := make(map[string]uint64)
+	for _, disk := range s.Disks {
+		if disk.ReadOnly {
+			continue
+		}
+		info, err := os.Stat(disk.Path)
+		if err != nil {
+			return nil, fault.Wrap(fault.Unavailable, err, "disk %s", disk.Serial)
+		}
+		sizes[disk.Serial] = uint64(info.Size())
+	}
+	return sizes, nil
+}

@@ -18,6 +18,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"time"
 )
 
 // Driver starts machines on one kind of VMM. It is safe for concurrent use.
@@ -41,6 +42,7 @@ type Features struct {
 	MuxedAgent bool
 	Pause      bool // its machines are Pausers
 	ResizeDisk bool // its machines are DiskResizers
+	Save       bool // it is a Shaper, its machines are Savers, and Spec.Restore and Spec.MemoryFile work
 }
 
 // Host is what Probe found.
@@ -63,9 +65,16 @@ type Spec struct {
 	Cmdline   []string // added to what the driver needs by itself
 	Disks     []Disk   // in the order the guest sees them
 	Network   Network
-	RunDir    string    // exists, private to this machine; the driver's sockets go here
-	Console   io.Writer `json:"-"` // receives the guest's console; written by one goroutine of the driver
-	Log       io.Writer `json:"-"` // receives what the VMM itself says
+	// MemoryFile, if it is not empty, is made and holds the guest's memory, so that Save to it has nothing to copy. It is
+	// for a machine that runs only to be saved.
+	MemoryFile string `json:",omitempty"`
+	// Restore, if it is not nil, starts the machine from there and not from the kernel. All else must be as it was in the
+	// machine that was saved (see Shaper); only the files of the disks may be others, and larger where
+	// they can be written to.
+	Restore *Saved    `json:",omitempty"`
+	RunDir  string    // exists, private to this machine; the driver's sockets go here
+	Console io.Writer `json:"-"` // receives the guest's console; written by one goroutine of the driver
+	Log     io.Writer `json:"-"` // receives what the VMM itself says
 	// Halted is called when the VMM pauses the machine on its own account, with the reason in words for people: the host
 	// has no space for what the guest writes. Nothing is lost; Resume tries again. It must not block. It may be nil.
 	Halted func(reason string) `json:"-"`
@@ -124,6 +133,40 @@ type DiskResizer interface {
 	// may take a moment to see it. A disk that is read-only cannot be resized, and none can shrink: both are faults of
 	// class Invalid.
 	ResizeDisk(ctx context.Context, serial string, bytes uint64) error
+}
+
+// Saved is a machine at one instant, but for its disks: two files. Machines that are restored from it have Memory mapped
+// privately as long as they live: it is never written to again, and may be removed but not cut short.
+type Saved struct {
+	Memory string // sparse, as large as the guest's memory
+	State  string // of CPUs and devices
+	// Disks are the sizes that the guest knew, by serial, of those that it could write to (DiskSizes). A disk that has
+	// another size when the machine is restored is told to the guest; one that has not is left alone.
+	Disks map[string]uint64
+}
+
+// SaveOptions of a Saver.
+type SaveOptions struct {
+	// Still is called while the guest stands still at the instant that is saved: what it does with the disks belongs to
+	// the same instant. Its error undoes the Save. It may be nil.
+	Still func(ctx context.Context) error
+	Stay  bool // the guest is not let go on afterwards: it will be killed
+}
+
+// Shaper is a Driver that can say what a saved machine depends on.
+type Shaper interface {
+	// Shape describes everything of a Spec, the VMM and the host on which the state of a machine depends: two machines of
+	// one Shape can be restored from each other's Saved. The files of disks are not in it, nor are Name, ID and RunDir; the
+	// size of a read-only disk is. It is text for people, some kilobytes long.
+	Shape(ctx context.Context, spec Spec) (string, error)
+}
+
+// Saver is a Machine whose memory and devices can be saved while it runs or is paused.
+type Saver interface {
+	// Save writes both files, which must not exist. It copies what it can while the guest goes on; for how long the guest
+	// stood still is the result. When it fails the files are removed and the guest is as it was before, unless the VMM
+	// is gone.
+	Save(ctx context.Context, to Saved, opt SaveOptions) (still time.Duration, err error)
 }
 
 // Reasons that a VMM gives for its end, in the words of QEMU's ShutdownCause. Others are possible.

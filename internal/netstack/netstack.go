@@ -20,6 +20,9 @@ func Address() string {
 	return address
 }
 
+// deviceMAC is the hardware address with which a VM's device begins.
+const deviceMAC = "02:00:00:00:00:01"
+
 // Plan is the connection of one VM.
 type Plan struct {
 	Host  hypervisor.Network // for the VMM
@@ -29,8 +32,10 @@ type Plan struct {
 // For returns the plan for the VM with that id. It is the same at every start.
 func For(id vm.ID) Plan {
 	return Plan{
-		Host: hypervisor.Network{Kind: hypervisor.NetworkUser, MAC: mac(id)},
+		// The VMM's device is the same in every VM, so that all can be restored from one; the guest changes its address.
+		Host: hypervisor.Network{Kind: hypervisor.NetworkUser, MAC: deviceMAC},
 		Guest: &agentwire.Network{
+			MAC:     mac(id),
 			Address: hypervisor.UserAddress, Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS},
 		},
 	}

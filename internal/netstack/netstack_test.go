@@ -13,13 +13,18 @@ func TestForIsStableAndDistinct(t *testing.T) {
 	if diff := cmp.Diff(a, For("0123456789ab")); diff != "" {
 		t.Errorf("not stable: %s", diff)
 	}
-	if a.Host.MAC == b.Host.MAC {
-		t.Errorf("two VMs share %s", a.Host.MAC)
+	if a.Guest.MAC == b.Guest.MAC {
+		t.Errorf("two VMs share %s", a.Guest.MAC)
+	}
+	if a.Host != b.Host {
+		t.Errorf("two VMs have devices that differ: %v, %v", a.Host, b.Host)
 	}
 	for _, p := range []Plan{a, b} {
-		hw, err := net.ParseMAC(p.Host.MAC)
-		if err != nil || hw[0]&3 != 2 {
-			t.Errorf("%s is not a local unicast address (%v)", p.Host.MAC, err)
+		for _, mac := range []string{p.Host.MAC, p.Guest.MAC} {
+			hw, err := net.ParseMAC(mac)
+			if err != nil || hw[0]&3 != 2 {
+				t.Errorf("%s is not a local unicast address (%v)", mac, err)
+			}
 		}
 		prefix, err := netip.ParsePrefix(p.Guest.Address)
 		if err != nil || !prefix.Contains(netip.MustParseAddr(p.Guest.Gateway)) {

@@ -26,6 +26,8 @@ const (
 	VMSupervisorSpec = "supervisor.json" // what the supervisor is to start; written by the daemon before it spawns one
 	VMProcess        = "process.json"    // which supervisor runs it: pid, start time; written by the supervisor
 	VMExit           = "exit.json"       // how the last run ended; written by the supervisor
+	VMSuspended      = "suspended"       // directory: memory and state of a suspended VM
+	VMSnapshots      = "snapshots"       // directory: one directory per snapshot, by name
 	VMLock           = "supervisor.lock" // held by the supervisor as long as it lives
 )
 
@@ -163,6 +165,9 @@ func (p Paths) BuildCache() string { return filepath.Join(p.Cache, "build") }
 
 // Catalogs holds the image catalogs of other people, as they were fetched last.
 func (p Paths) Catalogs() string { return filepath.Join(p.Cache, "catalogs") }
+
+// Templates holds the machines that VMs are started from.
+func (p Paths) Templates() string { return filepath.Join(p.Cache, "templates") }
 
 // digestDir turns "sha256:abc" into "sha256-abc", which is safe in a mount option, a PATH and an -o argument.
 func digestDir(digest string) string {

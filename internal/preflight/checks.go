@@ -16,6 +16,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/hostpkg"
 	"banger/internal/paths"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmdir"
 )
@@ -236,6 +237,21 @@ func checkLeftovers(_ context.Context, env *Env) Result {
 		return warn("a damaged database was moved aside; vms were found again: "+few(aside), "banger fsck")
 	}
 	return ok(fmt.Sprintf("none; %d running vms", live))
+}
+
+// checkTemplates looks for kinds of VMs that are booted because their templates have failed too often.
+func checkTemplates(_ context.Context, env *Env) Result {
+	store := template.Open(env.Paths.Templates())
+	failures := store.Failures()
+	for _, f := range failures {
+		if err := store.Off(f.Key); err != nil {
+			return warn(err.Error()+"; vms of that kind are booted, which takes longer", fault.HintOf(err))
+		}
+	}
+	if len(failures) > 0 {
+		return ok(fmt.Sprintf("%d failed last time and are tried again", len(failures)))
+	}
+	return ok("none has failed")
 }
 
 // few is a list for people, cut short.

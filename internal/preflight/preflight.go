@@ -75,6 +75,7 @@ func Checks() []Check {
 		{"kmod", "kmod", checkProgram(hostpkg.Kmod, "kernels cannot be unpacked")},
 		{"mirror", "distribution mirror", checkMirror},
 		{"leftovers", "leftovers", checkLeftovers},
+		{"templates", "templates", checkTemplates},
 	}
 }
 

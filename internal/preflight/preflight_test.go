@@ -16,6 +16,7 @@ import (
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
 	"banger/internal/proc"
+	"banger/internal/template"
 	"banger/internal/vmdir"
 )
 
@@ -117,6 +118,19 @@ func TestChecks(t *testing.T) {
 		{"kvm without permission", "accelerator", func(_ *testing.T, e *Env) {
 			e.Driver = driver{host: hypervisor.Host{Accelerator: "tcg", Reason: "no permission", Hint: "sudo usermod -aG kvm me"}}
 		}, Warn, "no permission", "sudo usermod -aG kvm me"},
+		{"a template that is off", "templates", func(t *testing.T, e *Env) {
+			store := template.Open(e.Paths.Templates())
+			for range 3 {
+				if err := store.Fail("0123456789ab", errors.New("boom")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, Warn, "failed 3 times in a row, the last time: boom; vms of that kind are booted", "banger template rm 0123456789ab"},
+		{"a template that failed once", "templates", func(t *testing.T, e *Env) {
+			if err := template.Open(e.Paths.Templates()).Fail("0123456789ab", errors.New("boom")); err != nil {
+				t.Fatal(err)
+			}
+		}, OK, "1 failed last time", ""},
 		{"little memory", "memory", func(t *testing.T, e *Env) {
 			write(t, filepath.Join(e.Root, "proc/meminfo"), "MemAvailable: 1048576 kB\n")
 		}, Warn, "1G available", "--memory"},

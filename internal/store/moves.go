@@ -33,6 +33,7 @@ type Ended struct {
 	// Expected says that somebody asked for it. StaysDown, that the VM's restart policy leaves it as it is.
 	Expected  bool
 	StaysDown bool
+	Suspended bool // its memory is kept
 }
 
 // MoveToStarting records that a supervisor is about to be spawned: by hand, or again by the VM's restart policy. What
@@ -65,17 +66,20 @@ func (s *Store) MoveToStopping(ctx context.Context, id vm.ID, ordered bool) (VM,
 	return s.move(ctx, id, vm.Stopping, "reason = ''")
 }
 
-// MoveToEnded records the end of a run: the VM is stopped, or failed.
+// MoveToEnded records the end of a run: the VM is stopped, suspended, or failed.
 func (s *Store) MoveToEnded(ctx context.Context, id vm.ID, e Ended) (VM, error) {
 	state := vm.Stopped
-	if e.Failed {
+	switch {
+	case e.Suspended:
+		state = vm.Suspended
+	case e.Failed:
 		state = vm.Failed
 	}
 	more := ""
 	if e.WasReady {
 		more += ", reset_token = ''"
 	}
-	if e.StaysDown {
+	if e.StaysDown || e.Suspended {
 		more += ", wanted = 0"
 	}
 	return s.move(ctx, id, state, `reason = ?, supervisor_pid = 0, vmm_pid = 0, exit_code = ?, started_ms = 0,

@@ -27,12 +27,20 @@ var (
 	errNoAnswer = errors.New("the agent does not answer")
 )
 
-// boot starts the VM, in several attempts if need be: a guest may hang in its first seconds under software emulation.
-// It returns a machine whose guest is configured, or none and how that ended; then no VMM is left.
+// boot starts the VM, from its template if it has one and in several attempts if need be: a guest may hang in its first
+// seconds under software emulation. It returns a machine whose guest is configured, or none and how that ended; then no
+// VMM is left.
 func (s *Supervisor) boot() (hypervisor.Machine, ending) {
+	s.board.update(func(st *bangerv1.SupervisorStatus) { st.TemplateFault = s.launch.TemplateFault })
+	if s.launch.Resume != nil {
+		return s.goOn()
+	}
+	if machine := s.restore(); machine != nil {
+		return machine, ending{}
+	}
 	attempts := max(1, s.launch.Attempts)
 	for n := 1; ; n++ {
-		machine, failed := s.attempt(n)
+		machine, failed := s.attempt(n, nil)
 		if failed == nil {
 			return machine, ending{}
 		}
@@ -45,6 +53,40 @@ func (s *Supervisor) boot() (hypervisor.Machine, ending) {
 		}
 		return nil, s.bootFailed(failed, n)
 	}
+}
+
+// goOn starts the VM from a saved machine that it goes on from. It is not booted when that fails: what is in the memory is
+// somebody's work.
+func (s *Supervisor) goOn() (hypervisor.Machine, ending) {
+	machine, failed := s.attempt(1, s.launch.Resume)
+	switch {
+	case failed == nil:
+		return machine, ending{}
+	case s.orders.asked.Err() != nil:
+		return nil, ending{exit: vmdir.Exit{Reason: "stopped while it was resuming", Code: failed.code, Expected: true}}
+	}
+	if fault.HintOf(failed.err) == "" {
+		failed.err = fault.Wrap(fault.ClassOf(failed.err), failed.err, "it cannot go on from its memory").
+			WithHint("banger vm start --cold %s   # drops the memory, keeps the disk", s.launch.Name)
+	}
+	return nil, s.bootFailed(failed, 1)
+}
+
+// restore starts the VM from its template, if it has one. When that fails it says so on the board and returns nil.
+func (s *Supervisor) restore() hypervisor.Machine {
+	if s.launch.Template == nil || s.orders.asked.Err() != nil {
+		return nil
+	}
+	machine, failed := s.attempt(1, s.launch.Template)
+	if failed == nil {
+		s.board.update(func(st *bangerv1.SupervisorStatus) { st.FromTemplate = true })
+		return machine
+	}
+	if s.orders.asked.Err() == nil {
+		s.log.Warn("the vm does not start from its template, it is booted", "template", s.launch.TemplateKey, "error", failed.err)
+		s.board.update(func(st *bangerv1.SupervisorStatus) { st.TemplateFault = failed.err.Error() })
+	}
+	return nil
 }
 
 // bootFailed puts the last failure into the one line that users get to see.
@@ -67,16 +109,20 @@ type failure struct {
 	code  int   // the VMM's exit code if there was a VMM
 }
 
-// attempt makes one boot. When it fails it leaves no VMM.
-func (s *Supervisor) attempt(n int) (hypervisor.Machine, *failure) {
-	ctx, cancel := context.WithTimeoutCause(s.orders.asked, s.launch.BootDeadline, errDeadline)
+// attempt makes one boot, or one start from a template. When it fails it leaves no VMM.
+func (s *Supervisor) attempt(n int, template *hypervisor.Saved) (hypervisor.Machine, *failure) {
+	limit := s.launch.BootDeadline
+	if template != nil {
+		limit = cmp.Or(s.launch.RestoreDeadline, limit)
+	}
+	ctx, cancel := context.WithTimeoutCause(s.orders.asked, limit, errDeadline)
 	defer cancel()
 	s.board.update(func(st *bangerv1.SupervisorStatus) { st.BootAttempts = int32(n) })
 	s.console.begin(n, time.Now())
 	s.vmmLog.end.reset()
 
 	spec := s.launch.Machine
-	spec.RunDir, spec.Console, spec.Log = s.runDir, s.console, s.vmmLog
+	spec.RunDir, spec.Console, spec.Log, spec.Restore = s.runDir, s.console, s.vmmLog, template
 	spec.Halted = func(reason string) {
 		select {
 		case s.halts <- reason:
@@ -88,7 +134,7 @@ func (s *Supervisor) attempt(n int) (hypervisor.Machine, *failure) {
 	}
 	machine, err := s.driver.Start(ctx, spec)
 	if err != nil {
-		return nil, s.startFailed(ctx, err)
+		return nil, s.startFailed(ctx, err, limit)
 	}
 	if err = s.at(StepBootRecord); err == nil {
 		s.setVMM(machine.PID())
@@ -103,22 +149,22 @@ func (s *Supervisor) attempt(n int) (hypervisor.Machine, *failure) {
 	died := isDone(machine) // by itself, that is
 	s.reap(machine)
 	s.setVMM(0)
-	failed := s.explain(ctx, err, machine.Exit(), died)
+	failed := s.explain(ctx, err, machine.Exit(), died, limit)
 	failed.code = machine.Exit().Code
 	return nil, failed
 }
 
 // startFailed explains an error of the driver. It has undone everything. What it cannot start now it cannot start a
 // moment later, unless it hung.
-func (s *Supervisor) startFailed(ctx context.Context, err error) *failure {
+func (s *Supervisor) startFailed(ctx context.Context, err error, limit time.Duration) *failure {
 	if errors.Is(context.Cause(ctx), errDeadline) {
-		return &failure{err: fault.Wrap(fault.Timeout, err, "the vmm did not start within %v", s.launch.BootDeadline)}
+		return &failure{err: fault.Wrap(fault.Timeout, err, "the vmm did not start within %v", limit)}
 	}
 	return &failure{err: err, final: true}
 }
 
 // explain finds the words for a guest that did not become ready.
-func (s *Supervisor) explain(ctx context.Context, err error, exit hypervisor.Exit, died bool) *failure {
+func (s *Supervisor) explain(ctx context.Context, err error, exit hypervisor.Exit, died bool, limit time.Duration) *failure {
 	var f *fault.Error
 	switch {
 	case died:
@@ -135,7 +181,7 @@ func (s *Supervisor) explain(ctx context.Context, err error, exit hypervisor.Exi
 		if !errors.Is(err, errDeadline) {
 			why = ": " + err.Error() + why
 		}
-		return &failure{err: fault.New(fault.Timeout, "the guest was not ready within %v%s", s.launch.BootDeadline, why)}
+		return &failure{err: fault.New(fault.Timeout, "the guest was not ready within %v%s", limit, why)}
 	case errors.As(err, &f):
 		// The agent's own answer, for example that a disk cannot be mounted.
 		return &failure{err: fault.Context(err, "the guest cannot be configured"), final: true}
@@ -206,7 +252,12 @@ func (s *Supervisor) configure(ctx context.Context, m hypervisor.Machine) error 
 	if err != nil {
 		return err
 	}
-	if !hello.Configured { // it is if the answer of a try before was lost
+	switch {
+	case s.launch.Resume != nil && hello.Configured:
+		err = s.wake(ctx, conn)
+	case s.launch.Resume != nil:
+		err = fault.New(fault.Internal, "the saved guest was not configured")
+	case !hello.Configured: // it is if the answer of a try before was lost
 		err = s.identify(ctx, conn, hello)
 	}
 	if err == nil {
@@ -237,6 +288,20 @@ func (s *Supervisor) identify(ctx context.Context, conn *connection, hello agent
 		return err
 	}
 	s.log.Info("guest is configured", "kernel", hello.Kernel, "agent", hello.Build, "millis", configured.Millis)
+	return nil
+}
+
+// wake tells a guest that goes on what time it is, and perhaps that it is another now. It can be repeated.
+func (s *Supervisor) wake(ctx context.Context, conn *connection) error {
+	if err := s.at(StepBootWake); err != nil {
+		return err
+	}
+	wake := agentwire.Wake{Entropy: make([]byte, 64), UnixNano: time.Now().UnixNano(), Identity: s.launch.Identity}
+	rand.Read(wake.Entropy) // never fails
+	if err := conn.client.Wake(ctx, wake); err != nil {
+		return err
+	}
+	s.log.Info("guest goes on")
 	return nil
 }
 

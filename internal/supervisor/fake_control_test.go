@@ -127,3 +127,10 @@ func (r *rig) ports() ([]*bangerv1.Port, error) {
 	}
 	return resp.Msg.GetPorts(), nil
 }
+
+func (m *fakeMachine) Wake(_ context.Context, w agentwire.Wake) error {
+	if m.wake != nil {
+		m.wake(w)
+	}
+	return nil
+}

@@ -139,6 +139,7 @@ type fakeMachine struct {
 	ports    []agentwire.Port
 	grow     func(agentwire.Grow) (agentwire.Grown, error)
 	clock    func(agentwire.Clock)
+	wake     func(agentwire.Wake)
 
 	mu    sync.Mutex
 	conns []net.Conn // host ends

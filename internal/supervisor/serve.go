@@ -116,6 +116,7 @@ func publish(st *bangerv1.SupervisorStatus, end ending) {
 	st.Phase, st.VmmPid, st.Fault = phaseExited, 0, nil
 	st.Exit = &bangerv1.Exit{
 		Reason: end.exit.Reason, Code: int32(end.exit.Code), AtMs: end.exit.At.UnixMilli(), Expected: end.exit.Expected,
+		Suspended: end.exit.Suspended,
 	}
 	if end.err != nil {
 		st.Fault = rpc.Proto(end.err)

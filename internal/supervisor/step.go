@@ -17,6 +17,9 @@ const (
 	StepPauseRecord   = "pause.record"    // tell that the guest is paused
 	StepUnpauseVMM    = "unpause.vmm"     // let the guest's CPUs go on
 	StepUnpauseClock  = "unpause.clock"   // set the guest's clock
+	StepSaveBegin     = "save.begin"      // save memory and devices
+	StepSaveSealed    = "save.sealed"     // write what the saved machine is
+	StepBootWake      = "boot.wake"       // tell a guest that was saved that it runs again
 	StepGrowVMM       = "grow.vmm"        // tell the VMM that the disk has grown
 	StepGrowGuest     = "grow.guest"      // have the guest grow its file system
 	StepStopResume    = "stop.resume"     // let a paused guest go on, so that it can shut down
@@ -32,7 +35,8 @@ const (
 func Steps() []string {
 	return []string{
 		StepBootPrepare, StepBootListen, StepBootStart, StepBootRecord, StepBootConnect, StepBootConfigure, StepBootReady,
-		StepPauseVMM, StepPauseRecord, StepUnpauseVMM, StepUnpauseClock, StepGrowVMM, StepGrowGuest, StepStopResume,
+		StepPauseVMM, StepPauseRecord, StepUnpauseVMM, StepUnpauseClock,
+		StepSaveBegin, StepSaveSealed, StepBootWake, StepGrowVMM, StepGrowGuest, StepStopResume,
 		StepStopAgent, StepStopQuit, StepStopTerminate, StepStopKill, StepStopRecord, StepStopClean,
 	}
 }

@@ -45,6 +45,7 @@ func pausing(r *rig) error   { _, err := r.pause(); return err }
 func growing(r *rig) error   { _, err := r.grow(); return err }
 func stopping(r *rig) error  { _, err := r.stop(false, 100*time.Millisecond); return err }
 func killing(r *rig) error   { _, err := r.stop(true, 0); return err }
+func saving(r *rig) error    { return r.suspend() }
 func unpausing(r *rig) error { return errors.Join(pausing(r), justUnpausing(r)) }
 
 func justUnpausing(r *rig) error { _, err := r.unpause(); return err }
@@ -55,6 +56,8 @@ var scripts = map[string]script{
 	StepPauseRecord:   {reach: pausing, fails: true},
 	StepUnpauseVMM:    {reach: unpausing, fails: true},
 	StepUnpauseClock:  {reach: unpausing},
+	StepSaveBegin:     {reach: saving, fails: true},
+	StepSaveSealed:    {reach: saving, fails: true},
 	StepGrowVMM:       {reach: growing, fails: true},
 	StepGrowGuest:     {reach: growing, fails: true},
 	StepStopResume:    {reach: func(r *rig) error { return errors.Join(pausing(r), stopping(r)) }},
@@ -128,6 +131,7 @@ func TestFailureAtEveryStep(t *testing.T) {
 			t.Parallel()
 			r, untouched := stepRig(t)
 			if strings.HasPrefix(step, "boot.") {
+				r.savedFor(step)
 				sup := r.spawnOnly(failAtEnv + "=" + step)
 				sup.wait(t)
 				if exit := r.clean(); !exit.Failed || exit.Expected || !strings.Contains(exit.Reason, step+": failure was asked for") {
@@ -140,6 +144,7 @@ func TestFailureAtEveryStep(t *testing.T) {
 				t.Errorf("VMMs are left: %q", left)
 			}
 			untouched()
+			r.goesOn(step)
 			r.works()
 			untouched()
 		})
@@ -188,11 +193,13 @@ func TestDeathAtEveryStep(t *testing.T) {
 					t.Error("the call succeeded")
 				}
 			} else {
+				r.savedFor(step)
 				sup = r.spawnOnly(dieAtEnv + "=" + step)
 			}
 			sup.wait(t)
 			waitFor(t, "the VMM to die too", func() bool { return len(r.vmms()) == 0 })
 			untouched()
+			r.goesOn(step)
 			r.works()
 			untouched()
 		})

@@ -59,13 +59,14 @@ type Supervisor struct {
 	step    func(name string) error // see at
 
 	// Fixed once prepare has returned, which is before anybody can call.
-	launch  vmdir.Launch
-	driver  hypervisor.Driver
-	runDir  string
-	process vmdir.Process // its VMM is changed by the leading goroutine only
-	halted  bool          // the VMM was told to pause and has not resumed since; leading goroutine only
-	console *console
-	vmmLog  *vmmLog
+	launch    vmdir.Launch
+	driver    hypervisor.Driver
+	runDir    string
+	process   vmdir.Process // its VMM is changed by the leading goroutine only
+	suspended bool          // the machine was saved and must not run again; leading goroutine only
+	halted    bool          // the VMM was told to pause and has not resumed since; leading goroutine only
+	console   *console
+	vmmLog    *vmmLog
 
 	// Synchronised by themselves.
 	board  *board
@@ -95,6 +96,7 @@ type times struct {
 	quit       time.Duration // the VMM's answer to Quit, and then its end
 	term       time.Duration // from SIGTERM to the end
 	kill       time.Duration // from SIGKILL until the VMM counts as stuck in the kernel
+	save       time.Duration // saving the machine: some GiB to the disk
 	task       time.Duration // what the VMM is told to do: pause, resume
 	grow       time.Duration // growing the disk in VMM and guest
 	clock      time.Duration // setting the guest's clock
@@ -121,7 +123,7 @@ func New(c Config) *Supervisor {
 		times: times{
 			connect: 10 * time.Second, retry: 5 * time.Second, grace: 10 * time.Second, answer: 5 * time.Second,
 			settle: 5 * time.Second, doubt: 500 * time.Millisecond, quit: 2 * time.Second, term: 2 * time.Second, kill: 10 * time.Second,
-			task: 10 * time.Second, grow: time.Minute, clock: 5 * time.Second, ask: 10 * time.Second,
+			save: 5 * time.Minute, task: 10 * time.Second, grow: time.Minute, clock: 5 * time.Second, ask: 10 * time.Second,
 			sample: 5 * time.Second, fresh: 200 * time.Millisecond, measure: 2 * time.Second,
 			probe: 500 * time.Millisecond, farewell: 2 * time.Second, closeLimit: 15 * time.Second,
 		},
@@ -361,6 +363,10 @@ func (s *Supervisor) live() ending {
 		}
 	}
 	s.board.update(func(st *bangerv1.SupervisorStatus) { st.Phase, st.Fault = phaseStopping, nil })
+	if s.suspended {
+		s.reap(machine)
+		return ending{exit: vmdir.Exit{Reason: "suspended", Code: machine.Exit().Code, Expected: true, Suspended: true}}
+	}
 	reason := s.climb(machine)
 	return ending{exit: vmdir.Exit{Reason: reason, Code: machine.Exit().Code, Expected: true}}
 }

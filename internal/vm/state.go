@@ -27,10 +27,10 @@ const (
 // transitions lists for each state the states it may go to.
 var transitions = map[State][]State{
 	Created:   {Starting, Deleting},
-	Starting:  {Running, Stopping, Stopped, Failed, Deleting},
+	Starting:  {Running, Stopping, Stopped, Suspended, Failed, Deleting},
 	Running:   {Paused, Stopping, Stopped, Suspended, Failed, Deleting},
-	Paused:    {Running, Stopping, Stopped, Failed, Deleting},
-	Stopping:  {Stopped, Failed, Deleting},
+	Paused:    {Running, Stopping, Stopped, Suspended, Failed, Deleting},
+	Stopping:  {Stopped, Suspended, Failed, Deleting},
 	Stopped:   {Starting, Deleting},
 	Failed:    {Starting, Deleting},
 	Suspended: {Starting, Stopped, Deleting},

@@ -18,6 +18,7 @@ import (
 
 	"banger/internal/agentwire"
 	"banger/internal/atomicfile"
+	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
 	"banger/internal/proc"
@@ -57,6 +58,19 @@ type Launch struct {
 	// BootDeadline is how long one boot may take until the agent has answered Configure; Attempts how many are made.
 	BootDeadline time.Duration `json:"boot_deadline"`
 	Attempts     int           `json:"attempts"`
+	// Template, if it is not nil, is a saved machine to start from. When that fails the VM is booted.
+	Template *hypervisor.Saved `json:"template,omitempty"`
+	// TemplateKey names it, for those who ask which VMs use it.
+	TemplateKey string `json:"template_key,omitempty"`
+	// TemplateFault says what was wrong with templates before the launch: there is none, or it had to be made anew.
+	TemplateFault string `json:"template_fault,omitempty"`
+	// RestoreDeadline is BootDeadline for a start from a template.
+	RestoreDeadline time.Duration `json:"restore_deadline,omitempty"`
+	// Resume, if it is not nil, is the saved machine that the VM goes on from: its own, or with Identity that of another VM.
+	// It is not booted when that fails.
+	Resume *hypervisor.Saved `json:"resume,omitempty"`
+	// Identity is who the guest is after Resume; nil: who it was.
+	Identity *agentwire.Identity `json:"identity,omitempty"`
 	// ConsoleLimit bounds the console log in bytes (there is one rotated file beside it).
 	ConsoleLimit int64 `json:"console_limit"`
 }
@@ -70,11 +84,73 @@ type Process struct {
 
 // Exit is how the last run ended.
 type Exit struct {
-	Reason   string    `json:"reason"`   // for people: "stopped", "the vmm was killed by signal 9"
-	Code     int       `json:"code"`     // the VMM's exit code, -1 when a signal ended it
-	Expected bool      `json:"expected"` // somebody asked for it
-	Failed   bool      `json:"failed"`   // the guest never became ready
-	At       time.Time `json:"at"`
+	Reason   string `json:"reason"`   // for people: "stopped", "the vmm was killed by signal 9"
+	Code     int    `json:"code"`     // the VMM's exit code, -1 when a signal ended it
+	Expected bool   `json:"expected"` // somebody asked for it
+	Failed   bool   `json:"failed"`   // the guest never became ready
+	// Suspended says that the VM's memory is kept: see Saved.
+	Suspended bool      `json:"suspended,omitempty"`
+	At        time.Time `json:"at"`
+}
+
+// Names of the files in the directory of a saved machine.
+const (
+	SavedMemory   = "memory"
+	SavedState    = "state"
+	SavedDisk     = "disk.ext4"  // only if a copy was asked for
+	SavedManifest = "saved.json" // SavedMachine; written last
+)
+
+// savedLayout is the generation of such a directory.
+const savedLayout = 1
+
+// SavedMachine says what a saved machine needs to go on.
+type SavedMachine struct {
+	Layout  int               `json:"layout"`
+	Shape   string            `json:"shape"` // hypervisor.Shaper, when it was saved
+	Launch  Launch            `json:"launch"`
+	Disks   map[string]uint64 `json:"disks"` // sizes: hypervisor.Saved
+	Created time.Time         `json:"created"`
+	StillUS int64             `json:"still_us"` // how long the guest stood still, in microseconds
+	// Disk is the VM's own disk at that instant. The memory is of no use with a disk that was written to since.
+	Disk DiskStamp `json:"disk"`
+}
+
+// DiskStamp tells whether a file was written to.
+type DiskStamp struct {
+	Size  int64 `json:"size"`
+	MTime int64 `json:"mtime_ns"`
+}
+
+// StampOf returns the stamp of a file as it is now.
+func StampOf(path string) (DiskStamp, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return DiskStamp{}, err
+	}
+	return DiskStamp{Size: info.Size(), MTime: info.ModTime().UnixNano()}, nil
+}
+
+// WriteSaved writes the manifest of the saved machine in dir.
+func WriteSaved(dir string, m SavedMachine) error {
+	m.Layout = savedLayout
+	return atomicfile.WriteJSON(filepath.Join(dir, SavedManifest), m)
+}
+
+// ReadSaved reads the manifest of the saved machine in dir. One that is not there is fs.ErrNotExist.
+func ReadSaved(dir string) (m SavedMachine, err error) {
+	err = atomicfile.ReadJSON(filepath.Join(dir, SavedManifest), &m)
+	if err == nil && m.Layout != savedLayout {
+		err = fault.New(fault.Conflict, "it was saved by another banger (layout %d, this one has %d)", m.Layout, savedLayout)
+	}
+	return m, err
+}
+
+// Saved is what a driver needs of the saved machine in dir.
+func (m *SavedMachine) Saved(dir string) *hypervisor.Saved {
+	return &hypervisor.Saved{
+		Memory: filepath.Join(dir, SavedMemory), State: filepath.Join(dir, SavedState), Disks: m.Disks,
+	}
 }
 
 // ReadRecord reads vm.json. A missing one is fs.ErrNotExist.

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ const nicTimeout = 5 * time.Second
 type network struct {
 	prefix  netip.Prefix
 	gateway netip.Addr // zero for none
+	mac     net.HardwareAddr
 	mtu     int
 }
 
@@ -34,6 +36,11 @@ func parseNetwork(n *agentwire.Network) (network, error) {
 	if n.Gateway != "" {
 		if parsed.gateway, err = netip.ParseAddr(n.Gateway); err != nil || !parsed.gateway.Is4() {
 			return network{}, fault.New(fault.Invalid, "gateway %q is not an IPv4 address", n.Gateway)
+		}
+	}
+	if n.MAC != "" {
+		if parsed.mac, err = net.ParseMAC(n.MAC); err != nil || len(parsed.mac) != 6 {
+			return network{}, fault.New(fault.Invalid, "hardware address %q is not one of six bytes", n.MAC)
 		}
 	}
 	if n.MTU != 0 && (n.MTU < 576 || n.MTU > 65535) {
@@ -88,6 +95,11 @@ func (n network) apply(fd int, nic string) error {
 			return err
 		}
 	}
+	if n.mac != nil {
+		if err := setMAC(fd, nic, n.mac); err != nil {
+			return err
+		}
+	}
 	addr := n.prefix.Addr().As4()
 	mask := ^uint32(0) << (32 - n.prefix.Bits())
 	if n.prefix.Bits() == 0 {
@@ -118,6 +130,22 @@ func up(fd int, nic string) error {
 		r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
 		return nil
 	})
+}
+
+// setMAC gives the interface a hardware address: it has the one of the machine that this one was restored from.
+func setMAC(fd int, nic string, mac net.HardwareAddr) error {
+	r := struct { // struct ifreq with ifr_hwaddr
+		name   [unix.IFNAMSIZ]byte
+		family uint16
+		addr   [22]byte
+	}{family: unix.ARPHRD_ETHER}
+	copy(r.name[:unix.IFNAMSIZ-1], nic)
+	copy(r.addr[:], mac)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFHWADDR, uintptr(unsafe.Pointer(&r)))
+	if errno != 0 {
+		return fault.Wrap(fault.Internal, errno, "network interface %s: set hardware address", nic)
+	}
+	return nil
 }
 
 // ifreq makes one request about an interface.
@@ -161,7 +189,7 @@ func addDefaultRoute(fd int, gateway netip.Addr) error {
 		flags:   unix.RTF_UP | unix.RTF_GATEWAY,
 	}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
-	if errno != 0 {
+	if errno != 0 && errno != unix.EEXIST { // it is there when a guest gets another address
 		return fault.Wrap(fault.Internal, errno, "default route by %s", gateway)
 	}
 	return nil

@@ -21,6 +21,7 @@ import (
 	"banger/internal/agent"
 	"banger/internal/agent/procfs"
 	"banger/internal/agentwire"
+	"banger/internal/atomicfile"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 )
@@ -40,6 +41,7 @@ const (
 	orderPause  = "pause"
 	orderResume = "resume"
 	orderResize = "resize" // BYTES SERIAL
+	orderSave   = "save"   // PATH
 )
 
 // closeTimeout bounds how long the agent's commands are waited for when the machine ends.
@@ -144,6 +146,17 @@ func (c *child) SetClock(clock agentwire.Clock) error {
 	return nil
 }
 
+// Wake takes the identity and does nothing with it.
+func (c *child) Wake(_ context.Context, w agentwire.Wake) error {
+	if w.Identity != nil {
+		c.mu.Lock()
+		c.configured.Hostname = w.Identity.Hostname
+		c.mu.Unlock()
+		fmt.Printf("fake vmm: woken as %s\n", w.Identity.Hostname)
+	}
+	return nil
+}
+
 // Shutdown ends the machine as a guest that powers off.
 func (c *child) Shutdown(agentwire.Shutdown) {
 	if !c.spec.Faults.IgnoreShutdown {
@@ -165,7 +178,12 @@ func (c *child) run() int {
 		fmt.Fprintln(os.Stderr, "fake vmm:", err)
 		return 1
 	}
-	server := agent.NewServer(agent.Config{System: c, Build: "fake", Log: func(line string) { fmt.Println(line) }})
+	if c.spec.Configured != nil {
+		c.configured = *c.spec.Configured
+	}
+	server := agent.NewServer(agent.Config{
+		System: c, Build: "fake", Configured: c.spec.Configured, Log: func(line string) { fmt.Println(line) },
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { c.serve(ctx, listener, server) })
@@ -232,10 +250,32 @@ func (c *child) obey(orders *os.File) {
 			c.mu.Lock()
 			c.spec.Disks[serial], _ = strconv.ParseUint(size, 10, 64)
 			c.mu.Unlock()
+		case orderSave:
+			if err := c.save(rest); err != nil {
+				fmt.Println("fake vmm: save:", err)
+			}
 		}
 		fmt.Fprintln(c.words, wordDone)
 	}
 	c.end(hypervisor.ReasonQuit)
+}
+
+// savedState is all that there is to save of a machine that is none.
+type savedState struct {
+	Shape      string            // of the machine that was saved
+	Configured *agentwire.Config // nil: it waited
+}
+
+// save writes the state to a new file.
+func (c *child) save(path string) error {
+	c.mu.Lock()
+	state := savedState{Shape: c.spec.Shape}
+	if c.configured.Hostname != "" {
+		config := c.configured
+		state.Configured = &config
+	}
+	c.mu.Unlock()
+	return atomicfile.WriteJSON(path, state)
 }
 
 // watchSignals ends the machine on SIGTERM. The other two are taken and not ignored: the commands that the agent starts

@@ -7,7 +7,8 @@
 // map of the production binary: commands "in the guest" run on the host, as the user, without any isolation.
 //
 // What differs from a real VMM, besides that: disks are looked for but not read, the console has two lines, a paused
-// machine is one whose channel stands still while its commands go on, and the commands of a machine that was killed
+// machine is one whose channel stands still while its commands go on, one that is restored from another has its
+// configuration and none of its commands, and the commands of a machine that was killed
 // with SIGKILL live on until they notice that their streams are gone.
 package fakevmm
 
@@ -24,6 +25,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/vmmproc"
@@ -61,7 +63,7 @@ func (d *Driver) Name() string { return "fake" }
 
 // Features says that the agent channel is one stream, like QEMU's.
 func (d *Driver) Features() hypervisor.Features {
-	return hypervisor.Features{MaxCPUs: maxCPUs, MuxedAgent: true, Pause: true, ResizeDisk: true}
+	return hypervisor.Features{MaxCPUs: maxCPUs, MuxedAgent: true, Pause: true, ResizeDisk: true, Save: true}
 }
 
 // Probe always finds something.
@@ -91,6 +93,9 @@ type childSpec struct {
 	Memory uint64
 	Disks  map[string]uint64 // sizes by serial
 	Faults Faults
+
+	Shape      string            // see Driver.Shape
+	Configured *agentwire.Config // of the machine that this one is restored from; nil: none, or it waited
 }
 
 // Start starts a child and waits until its agent channel listens.
@@ -162,6 +167,8 @@ var (
 	_ hypervisor.Machine     = (*Machine)(nil)
 	_ hypervisor.Pauser      = (*Machine)(nil)
 	_ hypervisor.DiskResizer = (*Machine)(nil)
+	_ hypervisor.Saver       = (*Machine)(nil)
+	_ hypervisor.Shaper      = (*Driver)(nil)
 )
 
 // spawn starts the child with two pipes: words from it and orders to it.
@@ -175,7 +182,11 @@ func (m *Machine) spawn(d *Driver, spec hypervisor.Spec, faults Faults) (err err
 	if err != nil {
 		return err
 	}
-	config, err := json.Marshal(childSpec{Name: spec.Name, Socket: m.agent.Path, Memory: spec.Memory, Disks: sizes, Faults: faults})
+	child := childSpec{Name: spec.Name, Socket: m.agent.Path, Memory: spec.Memory, Disks: sizes, Faults: faults}
+	if err := child.restore(spec); err != nil {
+		return err
+	}
+	config, err := json.Marshal(child)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "fake vmm")
 	}

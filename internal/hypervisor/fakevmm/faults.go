@@ -20,11 +20,12 @@ type Faults struct {
 	IgnoreQuit     bool          // Quit has no effect
 	IgnoreTerm     bool          // SIGTERM has no effect
 	PanicAfter     time.Duration // the guest resets that long after its start, as after a kernel panic
+	RestoreError   bool          // Start fails when it is to restore a machine
 	HaltAfter      time.Duration // the machine is paused that long after its start, as by a host without space
 }
 
 // ParseFaults reads a comma-separated list and returns what it says about the machine of that name. Each item is a
-// fault: start-error, die-at-start, never-ready, die-after=200ms, panic-after=200ms, halt-after=200ms, ignore-shutdown,
+// fault: start-error, die-at-start, restore-error, never-ready, die-after=200ms, panic-after=200ms, halt-after=200ms, ignore-shutdown,
 // ignore-quit, ignore-term, with NAME/ before it if it is for the machine NAME alone: "dev/never-ready,ignore-quit".
 func ParseFaults(text, name string) (Faults, error) {
 	var f Faults
@@ -54,6 +55,8 @@ func (f *Faults) set(item string) error {
 		f.DieAtStart = true
 	case "never-ready":
 		f.NeverReady = true
+	case "restore-error":
+		f.RestoreError = true
 	case "ignore-shutdown":
 		f.IgnoreShutdown = true
 	case "ignore-quit":

@@ -88,6 +88,9 @@ func Run(t *testing.T, h Harness) {
 	t.Run("pause and resume", h.pause)
 	t.Run("a paused machine ends", h.endPaused)
 	t.Run("resize disk", h.resizeDisk)
+	t.Run("save a template", h.saveTemplate)
+	t.Run("save a running machine", h.saveRunning)
+	t.Run("failures of save and restore", h.saveFailures)
 	t.Run("no leaks", h.leaks)
 }
 

@@ -36,6 +36,7 @@ const (
 type machineHost struct {
 	Accelerator string
 	TSCKHz      uint64 // of the host's time-stamp counter; used under TCG
+	Incoming    bool   // the machine waits for the state of another one, and stands still when it has it
 }
 
 // args returns QEMU's arguments. It looks at nothing but its parameters.
@@ -48,7 +49,7 @@ func args(spec hypervisor.Spec, host machineHost) []string {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		// The guest's memory neither gets into core dumps nor is it merged with other machines' (a side channel).
 		"-machine", "microvm,usb=off,dump-guest-core=off,mem-merge=off,memory-backend=ram",
-		"-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", mebibytes(spec.Memory)),
+		"-object", memory(spec),
 		"-m", fmt.Sprintf("size=%dM", mebibytes(spec.Memory)),
 		"-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", spec.CPUs, spec.CPUs),
 	}
@@ -58,8 +59,23 @@ func args(spec hypervisor.Spec, host machineHost) []string {
 		a = append(a, "-initrd", spec.Initramfs)
 	}
 	a = append(a, "-append", cmdline(spec, host))
+	if host.Incoming {
+		a = append(a, "-S", "-incoming", "defer")
+	}
 	a = append(a, channels(spec)...)
 	return append(a, devices(spec)...)
+}
+
+// memory returns what the guest's memory is. A private mapping of a file keeps what the guest writes to itself.
+func memory(spec hypervisor.Spec) string {
+	size := mebibytes(spec.Memory)
+	switch {
+	case spec.Restore != nil:
+		return fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=off", size, escape(spec.Restore.Memory))
+	case spec.MemoryFile != "":
+		return fmt.Sprintf("memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", size, escape(spec.MemoryFile))
+	}
+	return fmt.Sprintf("memory-backend-ram,id=ram,size=%dM", size)
 }
 
 // accelerator returns how instructions are run and which processor the guest sees.

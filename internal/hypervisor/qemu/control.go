@@ -12,9 +12,10 @@ import (
 
 // States of QEMU's machine (RunState) that matter here.
 const (
-	stateRunning = "running"
-	statePaused  = "paused"
-	stateIOError = "io-error" // QEMU stopped it: a write failed, mostly for want of space on the host
+	stateRunning  = "running"
+	statePaused   = "paused"
+	stateMigrated = "postmigrate" // it stands still because it was saved
+	stateIOError  = "io-error"    // QEMU stopped it: a write failed, mostly for want of space on the host
 )
 
 // statusPause is the time between two questions for a state that QEMU is about to reach.
@@ -50,6 +51,10 @@ func (m *Machine) reach(ctx context.Context, state string) error {
 		switch status.Status {
 		case state:
 			return nil
+		case stateMigrated:
+			if state == statePaused {
+				return nil
+			}
 		case stateIOError:
 			if state == statePaused {
 				return nil // it stands still, for a reason of its own

@@ -30,6 +30,7 @@ const (
 
 // Machine is one QEMU process.
 type Machine struct {
+	driver  *Driver
 	spec    hypervisor.Spec
 	process *vmmproc.Process
 	ready   chan struct{} // closed when handshake has returned; qmp is fixed then
@@ -38,18 +39,40 @@ type Machine struct {
 	exit    hypervisor.Exit // valid after done
 	agent   vmmproc.Channel
 
-	mu     sync.Mutex // mu guards the field below
-	reason string     // of the shutdown, as QEMU said
+	mu      sync.Mutex // mu guards the fields below
+	reason  string     // of the shutdown, as QEMU said
+	stopped time.Time  // when the CPUs were stopped last
 }
 
 var (
 	_ hypervisor.Machine     = (*Machine)(nil)
 	_ hypervisor.Pauser      = (*Machine)(nil)
 	_ hypervisor.DiskResizer = (*Machine)(nil)
+	_ hypervisor.Saver       = (*Machine)(nil)
 )
 
 // Start starts QEMU and returns when it runs the guest. See hypervisor.Driver for the contract.
 func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	m, err := d.spawn(ctx, spec, spec.Restore != nil)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Restore == nil {
+		return m, nil
+	}
+	if err := m.restore(ctx, *spec.Restore); err != nil {
+		died := isClosed(m.process.Exited())
+		m.destroy()
+		return nil, fault.Context(startFault(err, died, m.exit), "restore")
+	}
+	return m, nil
+}
+
+// spawn starts QEMU and returns when it has taken its arguments. With incoming it then waits for a migration, and stands
+// still after it.
+func (d *Driver) spawn(ctx context.Context, spec hypervisor.Spec, incoming bool) (*Machine, error) {
 	if err := check(spec); err != nil {
 		return nil, err
 	}
@@ -57,14 +80,14 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	if err != nil {
 		return nil, err
 	}
-	known := machineHost{Accelerator: host.Accelerator}
+	known := machineHost{Accelerator: host.Accelerator, Incoming: incoming}
 	if known.Accelerator == TCG {
 		known.TSCKHz = d.hostTSC()
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "start QEMU")
 	}
-	m := &Machine{spec: spec, ready: make(chan struct{}), done: make(chan struct{})}
+	m := &Machine{driver: d, spec: spec, ready: make(chan struct{}), done: make(chan struct{})}
 	m.removeSockets() // of a run that was cut off
 	m.process, err = vmmproc.Start(vmmproc.Config{
 		Path: host.Path, Args: args(spec, known), Env: environment(), Console: spec.Console, Log: spec.Log,
@@ -75,17 +98,20 @@ func (d *Driver) Start(ctx context.Context, spec hypervisor.Spec) (hypervisor.Ma
 	m.agent.Path, m.agent.Gone = filepath.Join(spec.RunDir, agentSocket), m.process.Exited()
 	go m.wait()
 
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	m.qmp, err = m.handshake(ctx)
 	died := isClosed(m.process.Exited())
 	close(m.ready)
 	if err == nil {
 		return m, nil
 	}
+	m.destroy()
+	return nil, startFault(err, died || ctx.Err() == nil, m.exit)
+}
+
+// destroy ends QEMU the hard way and returns when it is cleaned up after.
+func (m *Machine) destroy() {
 	_ = m.process.Signal(syscall.SIGKILL)
 	<-m.done
-	return nil, startFault(err, died || ctx.Err() == nil, m.exit)
 }
 
 // handshake connects to QEMU's control socket and waits until it runs the guest. The socket answers early, but a
@@ -139,6 +165,7 @@ func (m *Machine) wait() {
 		}
 		m.qmp.Close()
 	}
+	m.agent.Close()
 	m.removeSockets()
 	m.mu.Lock()
 	reason := m.reason
@@ -155,10 +182,14 @@ func (m *Machine) event(e qmp.Event) {
 		Reason string `json:"reason"`
 		Action string `json:"action"`
 	}
-	if err := json.Unmarshal(e.Data, &data); err != nil || len(data.Reason) > 64 {
+	if e.Data != nil && json.Unmarshal(e.Data, &data) != nil || len(data.Reason) > 64 {
 		return
 	}
 	switch {
+	case e.Name == "STOP":
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.stopped = time.Now()
 	case e.Name == "SHUTDOWN":
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -169,7 +200,7 @@ func (m *Machine) event(e qmp.Event) {
 }
 
 func (m *Machine) removeSockets() {
-	for _, name := range []string{qmpSocket, agentSocket} {
+	for _, name := range []string{qmpSocket, agentSocket, stateSocket} {
 		_ = os.Remove(filepath.Join(m.spec.RunDir, name)) // mostly not there: QEMU removes them when it ends well
 	}
 }

@@ -75,7 +75,7 @@ func (d *Driver) Name() string { return "qemu" }
 
 // Features says that the agent channel, one virtio-serial port, has to be multiplexed.
 func (d *Driver) Features() hypervisor.Features {
-	return hypervisor.Features{MaxCPUs: maxCPUs, MuxedAgent: true, Pause: true, ResizeDisk: true}
+	return hypervisor.Features{MaxCPUs: maxCPUs, MuxedAgent: true, Pause: true, ResizeDisk: true, Save: true}
 }
 
 // Probe finds QEMU, its version and the accelerator. It spawns QEMU only for a binary that it does not know yet.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,24 +40,68 @@ func Dial(ctx context.Context, path string, gone <-chan struct{}) (net.Conn, err
 type Channel struct {
 	Path string
 	Gone <-chan struct{} // closed when the VMM has ended
-	used atomic.Bool
+
+	mu    sync.Mutex // guards the fields below
+	used  bool
+	ready net.Conn // made by Prepare, for the next Connect
+}
+
+// Prepare opens the connection that the next Connect returns.
+func (c *Channel) Prepare(ctx context.Context) error {
+	conn, err := Dial(ctx, c.Path, c.Gone)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ready = conn
+	return nil
+}
+
+// Close closes a connection that was prepared and not used.
+func (c *Channel) Close() {
+	if conn := c.take(); conn != nil {
+		_ = conn.Close()
+	}
+}
+
+// take returns the connection that was prepared, if there is one.
+func (c *Channel) take() net.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn := c.ready
+	c.ready = nil
+	return conn
 }
 
 // Connect opens the connection.
 func (c *Channel) Connect(ctx context.Context) (net.Conn, error) {
-	if !c.used.CompareAndSwap(false, true) {
+	c.mu.Lock()
+	used := c.used
+	c.used = true
+	c.mu.Unlock()
+	if used {
 		return nil, fault.New(fault.Conflict, "the agent channel is in use")
 	}
-	conn, err := Dial(ctx, c.Path, c.Gone)
+	conn, err := c.take(), error(nil)
+	if conn == nil {
+		conn, err = Dial(ctx, c.Path, c.Gone)
+	}
 	if err != nil {
-		c.used.Store(false)
+		c.release()
 		class := fault.ClassOf(err)
 		if class == fault.Internal {
 			class = fault.Unavailable
 		}
 		return nil, fault.Wrap(class, err, "connect to the agent channel")
 	}
-	return &channelConn{Conn: conn, release: sync.OnceFunc(func() { c.used.Store(false) })}, nil
+	return &channelConn{Conn: conn, release: sync.OnceFunc(c.release)}, nil
+}
+
+func (c *Channel) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.used = false
 }
 
 // channelConn frees its Channel when it is closed.

@@ -265,6 +265,8 @@ type VM struct {
 	OpenSessions  int32                  `protobuf:"varint,19,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`      // running exec and ssh sessions
 	Restarts      int32                  `protobuf:"varint,20,opt,name=restarts,proto3" json:"restarts,omitempty"`                                  // by the restart policy since it was last started by hand
 	Pending       []string               `protobuf:"bytes,21,rep,name=pending,proto3" json:"pending,omitempty"`                                     // settings that take effect at the next start: "cpus", "memory"
+	FromTemplate  string                 `protobuf:"bytes,22,opt,name=from_template,json=fromTemplate,proto3" json:"from_template,omitempty"`       // key of the template that this run was started from; empty: it was booted
+	TemplateFault string                 `protobuf:"bytes,23,opt,name=template_fault,json=templateFault,proto3" json:"template_fault,omitempty"`    // what was wrong with templates when it was started; empty: nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -444,6 +446,20 @@ func (x *VM) GetPending() []string {
 		return x.Pending
 	}
 	return nil
+}
+
+func (x *VM) GetFromTemplate() string {
+	if x != nil {
+		return x.FromTemplate
+	}
+	return ""
+}
+
+func (x *VM) GetTemplateFault() string {
+	if x != nil {
+		return x.TemplateFault
+	}
+	return ""
 }
 
 // Image is one image in the local store.
@@ -1558,7 +1574,7 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\apurpose\x18\x0f \x01(\tR\apurpose\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.banger.v1.VMSpecR\x04spec\x12\x14\n" +
@@ -1581,7 +1597,9 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x0elast_active_ms\x18\x12 \x01(\x03R\flastActiveMs\x12#\n" +
 	"\ropen_sessions\x18\x13 \x01(\x05R\fopenSessions\x12\x1a\n" +
 	"\brestarts\x18\x14 \x01(\x05R\brestarts\x12\x18\n" +
-	"\apending\x18\x15 \x03(\tR\apending\"\xf2\x03\n" +
+	"\apending\x18\x15 \x03(\tR\apending\x12#\n" +
+	"\rfrom_template\x18\x16 \x01(\tR\ffromTemplate\x12%\n" +
+	"\x0etemplate_fault\x18\x17 \x01(\tR\rtemplateFault\"\xf2\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +

@@ -355,6 +355,7 @@ type CreateVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Spec          *VMSpec                `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
 	Start         bool                   `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"` // boot it, although there may be a template
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -399,6 +400,13 @@ func (x *CreateVMRequest) GetSpec() *VMSpec {
 func (x *CreateVMRequest) GetStart() bool {
 	if x != nil {
 		return x.Start
+	}
+	return false
+}
+
+func (x *CreateVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
 	}
 	return false
 }
@@ -450,6 +458,7 @@ func (x *CreateVMResponse) GetOperationId() string {
 type StartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Cold          bool                   `protobuf:"varint,2,opt,name=cold,proto3" json:"cold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -489,6 +498,13 @@ func (x *StartVMRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *StartVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
 }
 
 type StopVMRequest struct {
@@ -691,17 +707,62 @@ func (x *RemoveVMResponse) GetName() string {
 	return ""
 }
 
+type SuspendVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendVMRequest) Reset() {
+	*x = SuspendVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendVMRequest) ProtoMessage() {}
+
+func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendVMRequest.ProtoReflect.Descriptor instead.
+func (*SuspendVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SuspendVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
 type RestartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	GraceMs       int64                  `protobuf:"varint,2,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	Cold          bool                   `protobuf:"varint,3,opt,name=cold,proto3" json:"cold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RestartVMRequest) Reset() {
 	*x = RestartVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +774,7 @@ func (x *RestartVMRequest) String() string {
 func (*RestartVMRequest) ProtoMessage() {}
 
 func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[13]
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +787,7 @@ func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
 func (*RestartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RestartVMRequest) GetRef() string {
@@ -743,6 +804,13 @@ func (x *RestartVMRequest) GetGraceMs() int64 {
 	return 0
 }
 
+func (x *RestartVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
 type PauseVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -752,7 +820,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +832,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +845,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PauseVMRequest) GetRef() string {
@@ -796,7 +864,7 @@ type UnpauseVMRequest struct {
 
 func (x *UnpauseVMRequest) Reset() {
 	*x = UnpauseVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +876,7 @@ func (x *UnpauseVMRequest) String() string {
 func (*UnpauseVMRequest) ProtoMessage() {}
 
 func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +889,7 @@ func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpauseVMRequest.ProtoReflect.Descriptor instead.
 func (*UnpauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UnpauseVMRequest) GetRef() string {
@@ -841,7 +909,7 @@ type RenameVMRequest struct {
 
 func (x *RenameVMRequest) Reset() {
 	*x = RenameVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +921,7 @@ func (x *RenameVMRequest) String() string {
 func (*RenameVMRequest) ProtoMessage() {}
 
 func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +934,7 @@ func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMRequest.ProtoReflect.Descriptor instead.
 func (*RenameVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RenameVMRequest) GetRef() string {
@@ -900,7 +968,7 @@ type SetVMRequest struct {
 
 func (x *SetVMRequest) Reset() {
 	*x = SetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +980,7 @@ func (x *SetVMRequest) String() string {
 func (*SetVMRequest) ProtoMessage() {}
 
 func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +993,7 @@ func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
 func (*SetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetVMRequest) GetRef() string {
@@ -1001,7 +1069,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1081,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1094,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResetVMRequest) GetRef() string {
@@ -1053,7 +1121,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1133,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1146,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WaitVMRequest) GetRef() string {
@@ -1106,7 +1174,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1186,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1199,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListVMsRequest) GetStates() []string {
@@ -1164,7 +1232,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1244,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1257,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -1208,7 +1276,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1288,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1301,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetVMRequest) GetRef() string {
@@ -1246,13 +1314,14 @@ func (x *GetVMRequest) GetRef() string {
 type EndpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Resume        bool                   `protobuf:"varint,2,opt,name=resume,proto3" json:"resume,omitempty"` // a VM that is suspended goes on first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EndpointRequest) Reset() {
 	*x = EndpointRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1333,7 @@ func (x *EndpointRequest) String() string {
 func (*EndpointRequest) ProtoMessage() {}
 
 func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1346,7 @@ func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRequest.ProtoReflect.Descriptor instead.
 func (*EndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EndpointRequest) GetRef() string {
@@ -1285,6 +1354,13 @@ func (x *EndpointRequest) GetRef() string {
 		return x.Ref
 	}
 	return ""
+}
+
+func (x *EndpointRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
 }
 
 type EndpointResponse struct {
@@ -1299,7 +1375,7 @@ type EndpointResponse struct {
 
 func (x *EndpointResponse) Reset() {
 	*x = EndpointResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1387,7 @@ func (x *EndpointResponse) String() string {
 func (*EndpointResponse) ProtoMessage() {}
 
 func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1400,7 @@ func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointResponse.ProtoReflect.Descriptor instead.
 func (*EndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EndpointResponse) GetVm() *VM {
@@ -1364,7 +1440,7 @@ type OperationLogsRequest struct {
 
 func (x *OperationLogsRequest) Reset() {
 	*x = OperationLogsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1452,7 @@ func (x *OperationLogsRequest) String() string {
 func (*OperationLogsRequest) ProtoMessage() {}
 
 func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1465,7 @@ func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationLogsRequest.ProtoReflect.Descriptor instead.
 func (*OperationLogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OperationLogsRequest) GetId() string {
@@ -1413,7 +1489,7 @@ type OperationLog struct {
 
 func (x *OperationLog) Reset() {
 	*x = OperationLog{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1501,7 @@ func (x *OperationLog) String() string {
 func (*OperationLog) ProtoMessage() {}
 
 func (x *OperationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1514,7 @@ func (x *OperationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationLog.ProtoReflect.Descriptor instead.
 func (*OperationLog) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OperationLog) GetStep() int32 {
@@ -1485,7 +1561,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1573,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1586,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -1528,7 +1604,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1616,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1629,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
 }
 
 type ListOperationsResponse struct {
@@ -1565,7 +1641,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1653,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1666,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1609,7 +1685,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1697,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1710,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -1653,7 +1729,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1741,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1754,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -1698,7 +1774,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1786,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1799,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListEventsRequest) GetRef() string {
@@ -1749,7 +1825,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1837,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1850,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1795,7 +1871,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1883,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1896,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchEventsRequest) GetRef() string {
@@ -1853,7 +1929,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1941,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1954,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FsckRequest) GetRepair() bool {
@@ -1897,7 +1973,7 @@ type FsckResponse struct {
 
 func (x *FsckResponse) Reset() {
 	*x = FsckResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1985,7 @@ func (x *FsckResponse) String() string {
 func (*FsckResponse) ProtoMessage() {}
 
 func (x *FsckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +1998,7 @@ func (x *FsckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
 func (*FsckResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *FsckResponse) GetFindings() []*Finding {
@@ -1945,7 +2021,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2033,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2046,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Finding) GetKind() string {
@@ -2016,7 +2092,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2104,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2117,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
 }
 
 type ListImagesResponse struct {
@@ -2054,7 +2130,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2142,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2155,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2105,7 +2181,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2193,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2206,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetImageRequest) GetRef() string {
@@ -2149,7 +2225,7 @@ type ImageCatalogRequest struct {
 
 func (x *ImageCatalogRequest) Reset() {
 	*x = ImageCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +2237,7 @@ func (x *ImageCatalogRequest) String() string {
 func (*ImageCatalogRequest) ProtoMessage() {}
 
 func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +2250,7 @@ func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ImageCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImageCatalogRequest) GetRefresh() bool {
@@ -2194,7 +2270,7 @@ type ImageCatalogResponse struct {
 
 func (x *ImageCatalogResponse) Reset() {
 	*x = ImageCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2282,7 @@ func (x *ImageCatalogResponse) String() string {
 func (*ImageCatalogResponse) ProtoMessage() {}
 
 func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2295,7 @@ func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ImageCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImageCatalogResponse) GetEntries() []*CatalogEntry {
@@ -2250,7 +2326,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2338,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2351,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -2329,7 +2405,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2417,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2430,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PullImageResponse) GetOperationId() string {
@@ -2378,7 +2454,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2390,7 +2466,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2403,7 +2479,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -2457,7 +2533,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2469,7 +2545,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2482,7 +2558,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RegisterImageResponse) GetOperationId() string {
@@ -2501,7 +2577,7 @@ type PromoteImageRequest struct {
 
 func (x *PromoteImageRequest) Reset() {
 	*x = PromoteImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +2589,7 @@ func (x *PromoteImageRequest) String() string {
 func (*PromoteImageRequest) ProtoMessage() {}
 
 func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +2602,7 @@ func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
 func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PromoteImageRequest) GetRef() string {
@@ -2545,7 +2621,7 @@ type PromoteImageResponse struct {
 
 func (x *PromoteImageResponse) Reset() {
 	*x = PromoteImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2633,7 @@ func (x *PromoteImageResponse) String() string {
 func (*PromoteImageResponse) ProtoMessage() {}
 
 func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2646,7 @@ func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageResponse.ProtoReflect.Descriptor instead.
 func (*PromoteImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PromoteImageResponse) GetOperationId() string {
@@ -2591,7 +2667,7 @@ type TagImageRequest struct {
 
 func (x *TagImageRequest) Reset() {
 	*x = TagImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2603,7 +2679,7 @@ func (x *TagImageRequest) String() string {
 func (*TagImageRequest) ProtoMessage() {}
 
 func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2616,7 +2692,7 @@ func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
 func (*TagImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *TagImageRequest) GetRef() string {
@@ -2649,7 +2725,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2661,7 +2737,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2674,7 +2750,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RemoveImageRequest) GetRef() string {
@@ -2695,7 +2771,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2707,7 +2783,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2720,7 +2796,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveImageResponse) GetName() string {
@@ -2754,7 +2830,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2842,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2855,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -2806,7 +2882,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +2894,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2831,7 +2907,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PruneImagesResponse) GetPruned() []*Pruned {
@@ -2872,7 +2948,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2884,7 +2960,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2897,7 +2973,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -3014,7 +3090,7 @@ type BuildImageResponse struct {
 
 func (x *BuildImageResponse) Reset() {
 	*x = BuildImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3102,7 @@ func (x *BuildImageResponse) String() string {
 func (*BuildImageResponse) ProtoMessage() {}
 
 func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3115,7 @@ func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageResponse.ProtoReflect.Descriptor instead.
 func (*BuildImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BuildImageResponse) GetOperationId() string {
@@ -3061,7 +3137,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3073,7 +3149,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3086,7 +3162,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ExportImageRequest) GetRef() string {
@@ -3126,7 +3202,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3138,7 +3214,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3151,7 +3227,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ExportImageResponse) GetOperationId() string {
@@ -3171,7 +3247,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3183,7 +3259,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3196,7 +3272,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PushImageRequest) GetRef() string {
@@ -3222,7 +3298,7 @@ type PushImageResponse struct {
 
 func (x *PushImageResponse) Reset() {
 	*x = PushImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3310,7 @@ func (x *PushImageResponse) String() string {
 func (*PushImageResponse) ProtoMessage() {}
 
 func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3323,7 @@ func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
 func (*PushImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PushImageResponse) GetOperationId() string {
@@ -3260,7 +3336,7 @@ func (x *PushImageResponse) GetOperationId() string {
 // Pruned is something that was or would be removed.
 type Pruned struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "image", "layer", "build-step", "initramfs", "disk-template"
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "image", "layer", "build-step", "initramfs", "disk-template", "template"
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // real, on the host
 	unknownFields protoimpl.UnknownFields
@@ -3269,7 +3345,7 @@ type Pruned struct {
 
 func (x *Pruned) Reset() {
 	*x = Pruned{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3357,7 @@ func (x *Pruned) String() string {
 func (*Pruned) ProtoMessage() {}
 
 func (x *Pruned) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3370,7 @@ func (x *Pruned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pruned.ProtoReflect.Descriptor instead.
 func (*Pruned) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Pruned) GetKind() string {
@@ -3326,7 +3402,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[61]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3414,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[61]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3427,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
 }
 
 type ListKernelsResponse struct {
@@ -3363,7 +3439,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[62]
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3451,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[62]
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3464,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3407,7 +3483,7 @@ type GetKernelRequest struct {
 
 func (x *GetKernelRequest) Reset() {
 	*x = GetKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3495,7 @@ func (x *GetKernelRequest) String() string {
 func (*GetKernelRequest) ProtoMessage() {}
 
 func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3508,7 @@ func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
 func (*GetKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetKernelRequest) GetRef() string {
@@ -3450,7 +3526,7 @@ type KernelCatalogRequest struct {
 
 func (x *KernelCatalogRequest) Reset() {
 	*x = KernelCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[64]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3462,7 +3538,7 @@ func (x *KernelCatalogRequest) String() string {
 func (*KernelCatalogRequest) ProtoMessage() {}
 
 func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[64]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3475,7 +3551,7 @@ func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogRequest.ProtoReflect.Descriptor instead.
 func (*KernelCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
 }
 
 type KernelCatalogResponse struct {
@@ -3487,7 +3563,7 @@ type KernelCatalogResponse struct {
 
 func (x *KernelCatalogResponse) Reset() {
 	*x = KernelCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[65]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3575,7 @@ func (x *KernelCatalogResponse) String() string {
 func (*KernelCatalogResponse) ProtoMessage() {}
 
 func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[65]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3588,7 @@ func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogResponse.ProtoReflect.Descriptor instead.
 func (*KernelCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *KernelCatalogResponse) GetEntries() []*CatalogEntry {
@@ -3532,7 +3608,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[66]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3620,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[66]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3633,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *PullKernelRequest) GetReference() string {
@@ -3583,7 +3659,7 @@ type PullKernelResponse struct {
 
 func (x *PullKernelResponse) Reset() {
 	*x = PullKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[67]
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3671,7 @@ func (x *PullKernelResponse) String() string {
 func (*PullKernelResponse) ProtoMessage() {}
 
 func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[67]
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3684,7 @@ func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelResponse.ProtoReflect.Descriptor instead.
 func (*PullKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *PullKernelResponse) GetOperationId() string {
@@ -3631,7 +3707,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +3719,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +3732,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3703,7 +3779,7 @@ type ImportKernelResponse struct {
 
 func (x *ImportKernelResponse) Reset() {
 	*x = ImportKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3715,7 +3791,7 @@ func (x *ImportKernelResponse) String() string {
 func (*ImportKernelResponse) ProtoMessage() {}
 
 func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3728,7 +3804,7 @@ func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelResponse.ProtoReflect.Descriptor instead.
 func (*ImportKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ImportKernelResponse) GetOperationId() string {
@@ -3747,7 +3823,7 @@ type RemoveKernelRequest struct {
 
 func (x *RemoveKernelRequest) Reset() {
 	*x = RemoveKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3759,7 +3835,7 @@ func (x *RemoveKernelRequest) String() string {
 func (*RemoveKernelRequest) ProtoMessage() {}
 
 func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3772,7 +3848,7 @@ func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKernelRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveKernelRequest) GetRef() string {
@@ -3793,7 +3869,7 @@ type RemoveKernelResponse struct {
 
 func (x *RemoveKernelResponse) Reset() {
 	*x = RemoveKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	mi := &file_banger_v1_daemon_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3805,7 +3881,7 @@ func (x *RemoveKernelResponse) String() string {
 func (*RemoveKernelResponse) ProtoMessage() {}
 
 func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	mi := &file_banger_v1_daemon_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3818,7 +3894,7 @@ func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKernelResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *RemoveKernelResponse) GetName() string {
@@ -3840,6 +3916,555 @@ func (x *RemoveKernelResponse) GetFreedBytes() uint64 {
 		return x.FreedBytes
 	}
 	return 0
+}
+
+type ListTemplatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesRequest) Reset() {
+	*x = ListTemplatesRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesRequest) ProtoMessage() {}
+
+func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{73}
+}
+
+type ListTemplatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Templates     []*Template            `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	LimitBytes    uint64                 `protobuf:"varint,2,opt,name=limit_bytes,json=limitBytes,proto3" json:"limit_bytes,omitempty"` // what they may take
+	Off           bool                   `protobuf:"varint,3,opt,name=off,proto3" json:"off,omitempty"`                                 // the configuration says that none is used
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesResponse) Reset() {
+	*x = ListTemplatesResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesResponse) ProtoMessage() {}
+
+func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ListTemplatesResponse) GetTemplates() []*Template {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+func (x *ListTemplatesResponse) GetLimitBytes() uint64 {
+	if x != nil {
+		return x.LimitBytes
+	}
+	return 0
+}
+
+func (x *ListTemplatesResponse) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+// Template is a machine that was booted and saved, or what is noted about one that cannot be made.
+type Template struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Vmm           string                 `protobuf:"bytes,2,opt,name=vmm,proto3" json:"vmm,omitempty"` // empty: there is no template, only failures
+	Cpus          int32                  `protobuf:"varint,3,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes   uint64                 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Kernel        string                 `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`                         // its release
+	UsedBytes     uint64                 `protobuf:"varint,6,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"` // real, on the host
+	CreatedAtMs   int64                  `protobuf:"varint,7,opt,name=created_at_ms,json=createdAtMs,proto3" json:"created_at_ms,omitempty"`
+	LastUsedMs    int64                  `protobuf:"varint,8,opt,name=last_used_ms,json=lastUsedMs,proto3" json:"last_used_ms,omitempty"`
+	UsedBy        []string               `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // names of VMs that run and were started from it
+	Problem       string                 `protobuf:"bytes,10,opt,name=problem,proto3" json:"problem,omitempty"`            // why it cannot be used; empty: it can
+	Failures      int32                  `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`         // in a row
+	LastFailure   string                 `protobuf:"bytes,12,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
+	LastFailureMs int64                  `protobuf:"varint,13,opt,name=last_failure_ms,json=lastFailureMs,proto3" json:"last_failure_ms,omitempty"`
+	Off           bool                   `protobuf:"varint,14,opt,name=off,proto3" json:"off,omitempty"` // it failed too often: VMs of its shape are booted until it is removed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Template) Reset() {
+	*x = Template{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Template) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Template) ProtoMessage() {}
+
+func (x *Template) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Template.ProtoReflect.Descriptor instead.
+func (*Template) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *Template) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Template) GetVmm() string {
+	if x != nil {
+		return x.Vmm
+	}
+	return ""
+}
+
+func (x *Template) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *Template) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Template) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *Template) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *Template) GetCreatedAtMs() int64 {
+	if x != nil {
+		return x.CreatedAtMs
+	}
+	return 0
+}
+
+func (x *Template) GetLastUsedMs() int64 {
+	if x != nil {
+		return x.LastUsedMs
+	}
+	return 0
+}
+
+func (x *Template) GetUsedBy() []string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+func (x *Template) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Template) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Template) GetLastFailure() string {
+	if x != nil {
+		return x.LastFailure
+	}
+	return ""
+}
+
+func (x *Template) GetLastFailureMs() int64 {
+	if x != nil {
+		return x.LastFailureMs
+	}
+	return 0
+}
+
+func (x *Template) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+type RemoveTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveTemplateRequest) Reset() {
+	*x = RemoveTemplateRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveTemplateRequest) ProtoMessage() {}
+
+func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
+func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RemoveTemplateRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RemoveTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	FreedBytes    uint64                 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveTemplateResponse) Reset() {
+	*x = RemoveTemplateResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveTemplateResponse) ProtoMessage() {}
+
+func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
+func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *RemoveTemplateResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RemoveTemplateResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type PruneTemplatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"` // also those that VMs use: what they have mapped stays until they end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneTemplatesRequest) Reset() {
+	*x = PruneTemplatesRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneTemplatesRequest) ProtoMessage() {}
+
+func (x *PruneTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*PruneTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *PruneTemplatesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneTemplatesRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type PruneTemplatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pruned        []*Pruned              `protobuf:"bytes,1,rep,name=pruned,proto3" json:"pruned,omitempty"`
+	FreedBytes    uint64                 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneTemplatesResponse) Reset() {
+	*x = PruneTemplatesResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneTemplatesResponse) ProtoMessage() {}
+
+func (x *PruneTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*PruneTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *PruneTemplatesResponse) GetPruned() []*Pruned {
+	if x != nil {
+		return x.Pruned
+	}
+	return nil
+}
+
+func (x *PruneTemplatesResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type WarmTemplateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cpus          uint32                 `protobuf:"varint,1,opt,name=cpus,proto3" json:"cpus,omitempty"`                                  // 0: the default
+	MemoryBytes   uint64                 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // 0: the default
+	Kernel        string                 `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`                               // empty: that of the default image
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateRequest) Reset() {
+	*x = WarmTemplateRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateRequest) ProtoMessage() {}
+
+func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
+func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *WarmTemplateRequest) GetCpus() uint32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *WarmTemplateRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *WarmTemplateRequest) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+type WarmTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateResponse) Reset() {
+	*x = WarmTemplateResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateResponse) ProtoMessage() {}
+
+func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
+func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *WarmTemplateResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
 }
 
 var File_banger_v1_daemon_proto protoreflect.FileDescriptor
@@ -3871,14 +4496,16 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03log\x18\b \x01(\tR\x03log\"*\n" +
 	"\x0fShutdownRequest\x12\x17\n" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
-	"\x10ShutdownResponse\"N\n" +
+	"\x10ShutdownResponse\"b\n" +
 	"\x0fCreateVMRequest\x12%\n" +
 	"\x04spec\x18\x01 \x01(\v2\x11.banger.v1.VMSpecR\x04spec\x12\x14\n" +
-	"\x05start\x18\x02 \x01(\bR\x05start\"5\n" +
+	"\x05start\x18\x02 \x01(\bR\x05start\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"5\n" +
 	"\x10CreateVMResponse\x12!\n" +
-	"\foperation_id\x18\x01 \x01(\tR\voperationId\"\"\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"6\n" +
 	"\x0eStartVMRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"<\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
+	"\x04cold\x18\x02 \x01(\bR\x04cold\"<\n" +
 	"\rStopVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"!\n" +
@@ -3889,10 +4516,13 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"6\n" +
 	"\x10RemoveVMResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"?\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"$\n" +
+	"\x10SuspendVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"S\n" +
 	"\x10RestartVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\"\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\x12\x12\n" +
+	"\x04cold\x18\x03 \x01(\bR\x04cold\"\"\n" +
 	"\x0ePauseVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"$\n" +
 	"\x10UnpauseVMRequest\x12\x10\n" +
@@ -3936,9 +4566,10 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x0fListVMsResponse\x12\x1f\n" +
 	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\" \n" +
 	"\fGetVMRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"#\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\";\n" +
 	"\x0fEndpointRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"\x9a\x01\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x9a\x01\n" +
 	"\x10EndpointResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\x12\x16\n" +
 	"\x06socket\x18\x02 \x01(\tR\x06socket\x12\x1f\n" +
@@ -4103,11 +4734,54 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
 	"\vfreed_bytes\x18\x03 \x01(\x04R\n" +
-	"freedBytes2\xcf\x01\n" +
+	"freedBytes\"\x16\n" +
+	"\x14ListTemplatesRequest\"}\n" +
+	"\x15ListTemplatesResponse\x121\n" +
+	"\ttemplates\x18\x01 \x03(\v2\x13.banger.v1.TemplateR\ttemplates\x12\x1f\n" +
+	"\vlimit_bytes\x18\x02 \x01(\x04R\n" +
+	"limitBytes\x12\x10\n" +
+	"\x03off\x18\x03 \x01(\bR\x03off\"\x8e\x03\n" +
+	"\bTemplate\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
+	"\x03vmm\x18\x02 \x01(\tR\x03vmm\x12\x12\n" +
+	"\x04cpus\x18\x03 \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x16\n" +
+	"\x06kernel\x18\x05 \x01(\tR\x06kernel\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x06 \x01(\x04R\tusedBytes\x12\"\n" +
+	"\rcreated_at_ms\x18\a \x01(\x03R\vcreatedAtMs\x12 \n" +
+	"\flast_used_ms\x18\b \x01(\x03R\n" +
+	"lastUsedMs\x12\x17\n" +
+	"\aused_by\x18\t \x03(\tR\x06usedBy\x12\x18\n" +
+	"\aproblem\x18\n" +
+	" \x01(\tR\aproblem\x12\x1a\n" +
+	"\bfailures\x18\v \x01(\x05R\bfailures\x12!\n" +
+	"\flast_failure\x18\f \x01(\tR\vlastFailure\x12&\n" +
+	"\x0flast_failure_ms\x18\r \x01(\x03R\rlastFailureMs\x12\x10\n" +
+	"\x03off\x18\x0e \x01(\bR\x03off\")\n" +
+	"\x15RemoveTemplateRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"K\n" +
+	"\x16RemoveTemplateResponse\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
+	"freedBytes\"B\n" +
+	"\x15PruneTemplatesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"d\n" +
+	"\x16PruneTemplatesResponse\x12)\n" +
+	"\x06pruned\x18\x01 \x03(\v2\x11.banger.v1.PrunedR\x06pruned\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
+	"freedBytes\"d\n" +
+	"\x13WarmTemplateRequest\x12\x12\n" +
+	"\x04cpus\x18\x01 \x01(\rR\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\"9\n" +
+	"\x14WarmTemplateResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId2\xcf\x01\n" +
 	"\rDaemonService\x12:\n" +
 	"\x05Hello\x12\x17.banger.v1.HelloRequest\x1a\x18.banger.v1.HelloResponse\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xc2\x06\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xf9\x06\n" +
 	"\tVMService\x12A\n" +
 	"\x06Create\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse\x121\n" +
 	"\x05Start\x12\x19.banger.v1.StartVMRequest\x1a\r.banger.v1.VM\x12/\n" +
@@ -4118,7 +4792,8 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03Get\x12\x17.banger.v1.GetVMRequest\x1a\r.banger.v1.VM\x125\n" +
 	"\aRestart\x12\x1b.banger.v1.RestartVMRequest\x1a\r.banger.v1.VM\x121\n" +
 	"\x05Pause\x12\x19.banger.v1.PauseVMRequest\x1a\r.banger.v1.VM\x125\n" +
-	"\aUnpause\x12\x1b.banger.v1.UnpauseVMRequest\x1a\r.banger.v1.VM\x123\n" +
+	"\aUnpause\x12\x1b.banger.v1.UnpauseVMRequest\x1a\r.banger.v1.VM\x125\n" +
+	"\aSuspend\x12\x1b.banger.v1.SuspendVMRequest\x1a\r.banger.v1.VM\x123\n" +
 	"\x06Rename\x12\x1a.banger.v1.RenameVMRequest\x1a\r.banger.v1.VM\x12-\n" +
 	"\x03Set\x12\x17.banger.v1.SetVMRequest\x1a\r.banger.v1.VM\x121\n" +
 	"\x05Reset\x12\x19.banger.v1.ResetVMRequest\x1a\r.banger.v1.VM\x12/\n" +
@@ -4154,7 +4829,12 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\aCatalog\x12\x1f.banger.v1.KernelCatalogRequest\x1a .banger.v1.KernelCatalogResponse\x12C\n" +
 	"\x04Pull\x12\x1c.banger.v1.PullKernelRequest\x1a\x1d.banger.v1.PullKernelResponse\x12I\n" +
 	"\x06Import\x12\x1e.banger.v1.ImportKernelRequest\x1a\x1f.banger.v1.ImportKernelResponse\x12I\n" +
-	"\x06Remove\x12\x1e.banger.v1.RemoveKernelRequest\x1a\x1f.banger.v1.RemoveKernelResponseB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
+	"\x06Remove\x12\x1e.banger.v1.RemoveKernelRequest\x1a\x1f.banger.v1.RemoveKernelResponse2\xc2\x02\n" +
+	"\x0fTemplateService\x12I\n" +
+	"\x04List\x12\x1f.banger.v1.ListTemplatesRequest\x1a .banger.v1.ListTemplatesResponse\x12M\n" +
+	"\x06Remove\x12 .banger.v1.RemoveTemplateRequest\x1a!.banger.v1.RemoveTemplateResponse\x12L\n" +
+	"\x05Prune\x12 .banger.v1.PruneTemplatesRequest\x1a!.banger.v1.PruneTemplatesResponse\x12G\n" +
+	"\x04Warm\x12\x1e.banger.v1.WarmTemplateRequest\x1a\x1f.banger.v1.WarmTemplateResponseB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
 
 var (
 	file_banger_v1_daemon_proto_rawDescOnce sync.Once
@@ -4168,7 +4848,7 @@ func file_banger_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_banger_v1_daemon_proto_rawDescData
 }
 
-var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 73)
+var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
 var file_banger_v1_daemon_proto_goTypes = []any{
 	(*HelloRequest)(nil),           // 0: banger.v1.HelloRequest
 	(*HelloResponse)(nil),          // 1: banger.v1.HelloResponse
@@ -4183,182 +4863,204 @@ var file_banger_v1_daemon_proto_goTypes = []any{
 	(*KillVMRequest)(nil),          // 10: banger.v1.KillVMRequest
 	(*RemoveVMRequest)(nil),        // 11: banger.v1.RemoveVMRequest
 	(*RemoveVMResponse)(nil),       // 12: banger.v1.RemoveVMResponse
-	(*RestartVMRequest)(nil),       // 13: banger.v1.RestartVMRequest
-	(*PauseVMRequest)(nil),         // 14: banger.v1.PauseVMRequest
-	(*UnpauseVMRequest)(nil),       // 15: banger.v1.UnpauseVMRequest
-	(*RenameVMRequest)(nil),        // 16: banger.v1.RenameVMRequest
-	(*SetVMRequest)(nil),           // 17: banger.v1.SetVMRequest
-	(*ResetVMRequest)(nil),         // 18: banger.v1.ResetVMRequest
-	(*WaitVMRequest)(nil),          // 19: banger.v1.WaitVMRequest
-	(*ListVMsRequest)(nil),         // 20: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 21: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 22: banger.v1.GetVMRequest
-	(*EndpointRequest)(nil),        // 23: banger.v1.EndpointRequest
-	(*EndpointResponse)(nil),       // 24: banger.v1.EndpointResponse
-	(*OperationLogsRequest)(nil),   // 25: banger.v1.OperationLogsRequest
-	(*OperationLog)(nil),           // 26: banger.v1.OperationLog
-	(*GetOperationRequest)(nil),    // 27: banger.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),  // 28: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 29: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),  // 30: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil), // 31: banger.v1.CancelOperationRequest
-	(*ListEventsRequest)(nil),      // 32: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 33: banger.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 34: banger.v1.WatchEventsRequest
-	(*FsckRequest)(nil),            // 35: banger.v1.FsckRequest
-	(*FsckResponse)(nil),           // 36: banger.v1.FsckResponse
-	(*Finding)(nil),                // 37: banger.v1.Finding
-	(*ListImagesRequest)(nil),      // 38: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 39: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 40: banger.v1.GetImageRequest
-	(*ImageCatalogRequest)(nil),    // 41: banger.v1.ImageCatalogRequest
-	(*ImageCatalogResponse)(nil),   // 42: banger.v1.ImageCatalogResponse
-	(*PullImageRequest)(nil),       // 43: banger.v1.PullImageRequest
-	(*PullImageResponse)(nil),      // 44: banger.v1.PullImageResponse
-	(*RegisterImageRequest)(nil),   // 45: banger.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),  // 46: banger.v1.RegisterImageResponse
-	(*PromoteImageRequest)(nil),    // 47: banger.v1.PromoteImageRequest
-	(*PromoteImageResponse)(nil),   // 48: banger.v1.PromoteImageResponse
-	(*TagImageRequest)(nil),        // 49: banger.v1.TagImageRequest
-	(*RemoveImageRequest)(nil),     // 50: banger.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),    // 51: banger.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),     // 52: banger.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),    // 53: banger.v1.PruneImagesResponse
-	(*BuildImageRequest)(nil),      // 54: banger.v1.BuildImageRequest
-	(*BuildImageResponse)(nil),     // 55: banger.v1.BuildImageResponse
-	(*ExportImageRequest)(nil),     // 56: banger.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),    // 57: banger.v1.ExportImageResponse
-	(*PushImageRequest)(nil),       // 58: banger.v1.PushImageRequest
-	(*PushImageResponse)(nil),      // 59: banger.v1.PushImageResponse
-	(*Pruned)(nil),                 // 60: banger.v1.Pruned
-	(*ListKernelsRequest)(nil),     // 61: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 62: banger.v1.ListKernelsResponse
-	(*GetKernelRequest)(nil),       // 63: banger.v1.GetKernelRequest
-	(*KernelCatalogRequest)(nil),   // 64: banger.v1.KernelCatalogRequest
-	(*KernelCatalogResponse)(nil),  // 65: banger.v1.KernelCatalogResponse
-	(*PullKernelRequest)(nil),      // 66: banger.v1.PullKernelRequest
-	(*PullKernelResponse)(nil),     // 67: banger.v1.PullKernelResponse
-	(*ImportKernelRequest)(nil),    // 68: banger.v1.ImportKernelRequest
-	(*ImportKernelResponse)(nil),   // 69: banger.v1.ImportKernelResponse
-	(*RemoveKernelRequest)(nil),    // 70: banger.v1.RemoveKernelRequest
-	(*RemoveKernelResponse)(nil),   // 71: banger.v1.RemoveKernelResponse
-	nil,                            // 72: banger.v1.SetVMRequest.SetLabelsEntry
-	(*VMSpec)(nil),                 // 73: banger.v1.VMSpec
-	(*VM)(nil),                     // 74: banger.v1.VM
-	(*ImageConfig)(nil),            // 75: banger.v1.ImageConfig
-	(*Operation)(nil),              // 76: banger.v1.Operation
-	(*Event)(nil),                  // 77: banger.v1.Event
-	(*Image)(nil),                  // 78: banger.v1.Image
-	(*CatalogEntry)(nil),           // 79: banger.v1.CatalogEntry
-	(*Kernel)(nil),                 // 80: banger.v1.Kernel
+	(*SuspendVMRequest)(nil),       // 13: banger.v1.SuspendVMRequest
+	(*RestartVMRequest)(nil),       // 14: banger.v1.RestartVMRequest
+	(*PauseVMRequest)(nil),         // 15: banger.v1.PauseVMRequest
+	(*UnpauseVMRequest)(nil),       // 16: banger.v1.UnpauseVMRequest
+	(*RenameVMRequest)(nil),        // 17: banger.v1.RenameVMRequest
+	(*SetVMRequest)(nil),           // 18: banger.v1.SetVMRequest
+	(*ResetVMRequest)(nil),         // 19: banger.v1.ResetVMRequest
+	(*WaitVMRequest)(nil),          // 20: banger.v1.WaitVMRequest
+	(*ListVMsRequest)(nil),         // 21: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 22: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 23: banger.v1.GetVMRequest
+	(*EndpointRequest)(nil),        // 24: banger.v1.EndpointRequest
+	(*EndpointResponse)(nil),       // 25: banger.v1.EndpointResponse
+	(*OperationLogsRequest)(nil),   // 26: banger.v1.OperationLogsRequest
+	(*OperationLog)(nil),           // 27: banger.v1.OperationLog
+	(*GetOperationRequest)(nil),    // 28: banger.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),  // 29: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 30: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),  // 31: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil), // 32: banger.v1.CancelOperationRequest
+	(*ListEventsRequest)(nil),      // 33: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 34: banger.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 35: banger.v1.WatchEventsRequest
+	(*FsckRequest)(nil),            // 36: banger.v1.FsckRequest
+	(*FsckResponse)(nil),           // 37: banger.v1.FsckResponse
+	(*Finding)(nil),                // 38: banger.v1.Finding
+	(*ListImagesRequest)(nil),      // 39: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 40: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 41: banger.v1.GetImageRequest
+	(*ImageCatalogRequest)(nil),    // 42: banger.v1.ImageCatalogRequest
+	(*ImageCatalogResponse)(nil),   // 43: banger.v1.ImageCatalogResponse
+	(*PullImageRequest)(nil),       // 44: banger.v1.PullImageRequest
+	(*PullImageResponse)(nil),      // 45: banger.v1.PullImageResponse
+	(*RegisterImageRequest)(nil),   // 46: banger.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),  // 47: banger.v1.RegisterImageResponse
+	(*PromoteImageRequest)(nil),    // 48: banger.v1.PromoteImageRequest
+	(*PromoteImageResponse)(nil),   // 49: banger.v1.PromoteImageResponse
+	(*TagImageRequest)(nil),        // 50: banger.v1.TagImageRequest
+	(*RemoveImageRequest)(nil),     // 51: banger.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),    // 52: banger.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),     // 53: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),    // 54: banger.v1.PruneImagesResponse
+	(*BuildImageRequest)(nil),      // 55: banger.v1.BuildImageRequest
+	(*BuildImageResponse)(nil),     // 56: banger.v1.BuildImageResponse
+	(*ExportImageRequest)(nil),     // 57: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),    // 58: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),       // 59: banger.v1.PushImageRequest
+	(*PushImageResponse)(nil),      // 60: banger.v1.PushImageResponse
+	(*Pruned)(nil),                 // 61: banger.v1.Pruned
+	(*ListKernelsRequest)(nil),     // 62: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 63: banger.v1.ListKernelsResponse
+	(*GetKernelRequest)(nil),       // 64: banger.v1.GetKernelRequest
+	(*KernelCatalogRequest)(nil),   // 65: banger.v1.KernelCatalogRequest
+	(*KernelCatalogResponse)(nil),  // 66: banger.v1.KernelCatalogResponse
+	(*PullKernelRequest)(nil),      // 67: banger.v1.PullKernelRequest
+	(*PullKernelResponse)(nil),     // 68: banger.v1.PullKernelResponse
+	(*ImportKernelRequest)(nil),    // 69: banger.v1.ImportKernelRequest
+	(*ImportKernelResponse)(nil),   // 70: banger.v1.ImportKernelResponse
+	(*RemoveKernelRequest)(nil),    // 71: banger.v1.RemoveKernelRequest
+	(*RemoveKernelResponse)(nil),   // 72: banger.v1.RemoveKernelResponse
+	(*ListTemplatesRequest)(nil),   // 73: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 74: banger.v1.ListTemplatesResponse
+	(*Template)(nil),               // 75: banger.v1.Template
+	(*RemoveTemplateRequest)(nil),  // 76: banger.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil), // 77: banger.v1.RemoveTemplateResponse
+	(*PruneTemplatesRequest)(nil),  // 78: banger.v1.PruneTemplatesRequest
+	(*PruneTemplatesResponse)(nil), // 79: banger.v1.PruneTemplatesResponse
+	(*WarmTemplateRequest)(nil),    // 80: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 81: banger.v1.WarmTemplateResponse
+	nil,                            // 82: banger.v1.SetVMRequest.SetLabelsEntry
+	(*VMSpec)(nil),                 // 83: banger.v1.VMSpec
+	(*VM)(nil),                     // 84: banger.v1.VM
+	(*ImageConfig)(nil),            // 85: banger.v1.ImageConfig
+	(*Operation)(nil),              // 86: banger.v1.Operation
+	(*Event)(nil),                  // 87: banger.v1.Event
+	(*Image)(nil),                  // 88: banger.v1.Image
+	(*CatalogEntry)(nil),           // 89: banger.v1.CatalogEntry
+	(*Kernel)(nil),                 // 90: banger.v1.Kernel
 }
 var file_banger_v1_daemon_proto_depIdxs = []int32{
-	73, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	72, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
-	74, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	74, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
-	75, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
-	76, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	77, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	37, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
-	78, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	79, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	60, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
-	80, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	79, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	0,  // 13: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
-	2,  // 14: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
-	4,  // 15: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	6,  // 16: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
-	8,  // 17: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
-	9,  // 18: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
-	10, // 19: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
-	11, // 20: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
-	20, // 21: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
-	22, // 22: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
-	13, // 23: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
-	14, // 24: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
-	15, // 25: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
-	16, // 26: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
-	17, // 27: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
-	18, // 28: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
-	19, // 29: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
-	23, // 30: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
-	27, // 31: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
-	28, // 32: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
-	30, // 33: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
-	31, // 34: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
-	25, // 35: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
-	32, // 36: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
-	34, // 37: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
-	35, // 38: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
-	38, // 39: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
-	40, // 40: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
-	41, // 41: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
-	43, // 42: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
-	45, // 43: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	47, // 44: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
-	49, // 45: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	50, // 46: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
-	52, // 47: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	54, // 48: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
-	56, // 49: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
-	58, // 50: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	61, // 51: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
-	63, // 52: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
-	64, // 53: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
-	66, // 54: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
-	68, // 55: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	70, // 56: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
-	1,  // 57: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
-	3,  // 58: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
-	5,  // 59: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	7,  // 60: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
-	74, // 61: banger.v1.VMService.Start:output_type -> banger.v1.VM
-	74, // 62: banger.v1.VMService.Stop:output_type -> banger.v1.VM
-	74, // 63: banger.v1.VMService.Kill:output_type -> banger.v1.VM
-	12, // 64: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
-	21, // 65: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
-	74, // 66: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	74, // 67: banger.v1.VMService.Restart:output_type -> banger.v1.VM
-	74, // 68: banger.v1.VMService.Pause:output_type -> banger.v1.VM
-	74, // 69: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
-	74, // 70: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	74, // 71: banger.v1.VMService.Set:output_type -> banger.v1.VM
-	74, // 72: banger.v1.VMService.Reset:output_type -> banger.v1.VM
-	74, // 73: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	24, // 74: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
-	76, // 75: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	29, // 76: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
-	76, // 77: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	76, // 78: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	26, // 79: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
-	33, // 80: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
-	77, // 81: banger.v1.EventService.Watch:output_type -> banger.v1.Event
-	36, // 82: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
-	39, // 83: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
-	78, // 84: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	42, // 85: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
-	44, // 86: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
-	46, // 87: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
-	48, // 88: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
-	78, // 89: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	51, // 90: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
-	53, // 91: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
-	55, // 92: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
-	57, // 93: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
-	59, // 94: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
-	62, // 95: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
-	80, // 96: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	65, // 97: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
-	67, // 98: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
-	69, // 99: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
-	71, // 100: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
-	57, // [57:101] is the sub-list for method output_type
-	13, // [13:57] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	83, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	82, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
+	84, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	84, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
+	85, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
+	86, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	87, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	38, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
+	88, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	89, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	61, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
+	90, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	89, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	75, // 13: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	61, // 14: banger.v1.PruneTemplatesResponse.pruned:type_name -> banger.v1.Pruned
+	0,  // 15: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
+	2,  // 16: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
+	4,  // 17: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	6,  // 18: banger.v1.VMService.Create:input_type -> banger.v1.CreateVMRequest
+	8,  // 19: banger.v1.VMService.Start:input_type -> banger.v1.StartVMRequest
+	9,  // 20: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
+	10, // 21: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
+	11, // 22: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
+	21, // 23: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
+	23, // 24: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
+	14, // 25: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
+	15, // 26: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
+	16, // 27: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
+	13, // 28: banger.v1.VMService.Suspend:input_type -> banger.v1.SuspendVMRequest
+	17, // 29: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
+	18, // 30: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
+	19, // 31: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
+	20, // 32: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
+	24, // 33: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
+	28, // 34: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
+	29, // 35: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
+	31, // 36: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
+	32, // 37: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
+	26, // 38: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
+	33, // 39: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
+	35, // 40: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
+	36, // 41: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
+	39, // 42: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
+	41, // 43: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
+	42, // 44: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
+	44, // 45: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
+	46, // 46: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	48, // 47: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
+	50, // 48: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	51, // 49: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
+	53, // 50: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	55, // 51: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
+	57, // 52: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
+	59, // 53: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	62, // 54: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
+	64, // 55: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
+	65, // 56: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
+	67, // 57: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
+	69, // 58: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	71, // 59: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
+	73, // 60: banger.v1.TemplateService.List:input_type -> banger.v1.ListTemplatesRequest
+	76, // 61: banger.v1.TemplateService.Remove:input_type -> banger.v1.RemoveTemplateRequest
+	78, // 62: banger.v1.TemplateService.Prune:input_type -> banger.v1.PruneTemplatesRequest
+	80, // 63: banger.v1.TemplateService.Warm:input_type -> banger.v1.WarmTemplateRequest
+	1,  // 64: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
+	3,  // 65: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
+	5,  // 66: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	7,  // 67: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
+	84, // 68: banger.v1.VMService.Start:output_type -> banger.v1.VM
+	84, // 69: banger.v1.VMService.Stop:output_type -> banger.v1.VM
+	84, // 70: banger.v1.VMService.Kill:output_type -> banger.v1.VM
+	12, // 71: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
+	22, // 72: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
+	84, // 73: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	84, // 74: banger.v1.VMService.Restart:output_type -> banger.v1.VM
+	84, // 75: banger.v1.VMService.Pause:output_type -> banger.v1.VM
+	84, // 76: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
+	84, // 77: banger.v1.VMService.Suspend:output_type -> banger.v1.VM
+	84, // 78: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	84, // 79: banger.v1.VMService.Set:output_type -> banger.v1.VM
+	84, // 80: banger.v1.VMService.Reset:output_type -> banger.v1.VM
+	84, // 81: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	25, // 82: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
+	86, // 83: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	30, // 84: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
+	86, // 85: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	86, // 86: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	27, // 87: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
+	34, // 88: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
+	87, // 89: banger.v1.EventService.Watch:output_type -> banger.v1.Event
+	37, // 90: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
+	40, // 91: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
+	88, // 92: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	43, // 93: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
+	45, // 94: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
+	47, // 95: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
+	49, // 96: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
+	88, // 97: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	52, // 98: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
+	54, // 99: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
+	56, // 100: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
+	58, // 101: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
+	60, // 102: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
+	63, // 103: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
+	90, // 104: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	66, // 105: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
+	68, // 106: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
+	70, // 107: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
+	72, // 108: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
+	74, // 109: banger.v1.TemplateService.List:output_type -> banger.v1.ListTemplatesResponse
+	77, // 110: banger.v1.TemplateService.Remove:output_type -> banger.v1.RemoveTemplateResponse
+	79, // 111: banger.v1.TemplateService.Prune:output_type -> banger.v1.PruneTemplatesResponse
+	81, // 112: banger.v1.TemplateService.Warm:output_type -> banger.v1.WarmTemplateResponse
+	64, // [64:113] is the sub-list for method output_type
+	15, // [15:64] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_daemon_proto_init() }
@@ -4367,16 +5069,16 @@ func file_banger_v1_daemon_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
-	file_banger_v1_daemon_proto_msgTypes[17].OneofWrappers = []any{}
+	file_banger_v1_daemon_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_daemon_proto_rawDesc), len(file_banger_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   73,
+			NumMessages:   83,
 			NumExtensions: 0,
-			NumServices:   7,
+			NumServices:   8,
 		},
 		GoTypes:           file_banger_v1_daemon_proto_goTypes,
 		DependencyIndexes: file_banger_v1_daemon_proto_depIdxs,

@@ -23,6 +23,118 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SupervisorSaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dir           string                 `protobuf:"bytes,1,opt,name=dir,proto3" json:"dir,omitempty"`    // absolute
+	Disk          bool                   `protobuf:"varint,2,opt,name=disk,proto3" json:"disk,omitempty"` // copy the VM's own disk, too
+	Suspend       bool                   `protobuf:"varint,3,opt,name=suspend,proto3" json:"suspend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorSaveRequest) Reset() {
+	*x = SupervisorSaveRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorSaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorSaveRequest) ProtoMessage() {}
+
+func (x *SupervisorSaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorSaveRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorSaveRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SupervisorSaveRequest) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *SupervisorSaveRequest) GetDisk() bool {
+	if x != nil {
+		return x.Disk
+	}
+	return false
+}
+
+func (x *SupervisorSaveRequest) GetSuspend() bool {
+	if x != nil {
+		return x.Suspend
+	}
+	return false
+}
+
+type SupervisorSaveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StillUs       int64                  `protobuf:"varint,1,opt,name=still_us,json=stillUs,proto3" json:"still_us,omitempty"`          // how long the guest stood still
+	DiskShared    bool                   `protobuf:"varint,2,opt,name=disk_shared,json=diskShared,proto3" json:"disk_shared,omitempty"` // the disk's copy shares its blocks with the original
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorSaveResponse) Reset() {
+	*x = SupervisorSaveResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorSaveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorSaveResponse) ProtoMessage() {}
+
+func (x *SupervisorSaveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorSaveResponse.ProtoReflect.Descriptor instead.
+func (*SupervisorSaveResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SupervisorSaveResponse) GetStillUs() int64 {
+	if x != nil {
+		return x.StillUs
+	}
+	return 0
+}
+
+func (x *SupervisorSaveResponse) GetDiskShared() bool {
+	if x != nil {
+		return x.DiskShared
+	}
+	return false
+}
+
 type SupervisorPauseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -31,7 +143,7 @@ type SupervisorPauseRequest struct {
 
 func (x *SupervisorPauseRequest) Reset() {
 	*x = SupervisorPauseRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +155,7 @@ func (x *SupervisorPauseRequest) String() string {
 func (*SupervisorPauseRequest) ProtoMessage() {}
 
 func (x *SupervisorPauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[0]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -56,7 +168,7 @@ func (x *SupervisorPauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorPauseRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorPauseRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{0}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{2}
 }
 
 type SupervisorUnpauseRequest struct {
@@ -67,7 +179,7 @@ type SupervisorUnpauseRequest struct {
 
 func (x *SupervisorUnpauseRequest) Reset() {
 	*x = SupervisorUnpauseRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -79,7 +191,7 @@ func (x *SupervisorUnpauseRequest) String() string {
 func (*SupervisorUnpauseRequest) ProtoMessage() {}
 
 func (x *SupervisorUnpauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[1]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -92,7 +204,7 @@ func (x *SupervisorUnpauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorUnpauseRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorUnpauseRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{1}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{3}
 }
 
 type SupervisorGrowDiskRequest struct {
@@ -103,7 +215,7 @@ type SupervisorGrowDiskRequest struct {
 
 func (x *SupervisorGrowDiskRequest) Reset() {
 	*x = SupervisorGrowDiskRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -115,7 +227,7 @@ func (x *SupervisorGrowDiskRequest) String() string {
 func (*SupervisorGrowDiskRequest) ProtoMessage() {}
 
 func (x *SupervisorGrowDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -128,7 +240,7 @@ func (x *SupervisorGrowDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorGrowDiskRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorGrowDiskRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{2}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{4}
 }
 
 type SupervisorGrowDiskResponse struct {
@@ -141,7 +253,7 @@ type SupervisorGrowDiskResponse struct {
 
 func (x *SupervisorGrowDiskResponse) Reset() {
 	*x = SupervisorGrowDiskResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -153,7 +265,7 @@ func (x *SupervisorGrowDiskResponse) String() string {
 func (*SupervisorGrowDiskResponse) ProtoMessage() {}
 
 func (x *SupervisorGrowDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -166,7 +278,7 @@ func (x *SupervisorGrowDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorGrowDiskResponse.ProtoReflect.Descriptor instead.
 func (*SupervisorGrowDiskResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{3}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SupervisorGrowDiskResponse) GetDiskBytes() uint64 {
@@ -192,7 +304,7 @@ type SupervisorStatsRequest struct {
 
 func (x *SupervisorStatsRequest) Reset() {
 	*x = SupervisorStatsRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -204,7 +316,7 @@ func (x *SupervisorStatsRequest) String() string {
 func (*SupervisorStatsRequest) ProtoMessage() {}
 
 func (x *SupervisorStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -217,7 +329,7 @@ func (x *SupervisorStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatsRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStatsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SupervisorStatsRequest) GetSamples() int32 {
@@ -236,7 +348,7 @@ type SupervisorStatsResponse struct {
 
 func (x *SupervisorStatsResponse) Reset() {
 	*x = SupervisorStatsResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +360,7 @@ func (x *SupervisorStatsResponse) String() string {
 func (*SupervisorStatsResponse) ProtoMessage() {}
 
 func (x *SupervisorStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +373,7 @@ func (x *SupervisorStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatsResponse.ProtoReflect.Descriptor instead.
 func (*SupervisorStatsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SupervisorStatsResponse) GetSamples() []*Sample {
@@ -280,7 +392,7 @@ type SupervisorWatchStatsRequest struct {
 
 func (x *SupervisorWatchStatsRequest) Reset() {
 	*x = SupervisorWatchStatsRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -292,7 +404,7 @@ func (x *SupervisorWatchStatsRequest) String() string {
 func (*SupervisorWatchStatsRequest) ProtoMessage() {}
 
 func (x *SupervisorWatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -305,7 +417,7 @@ func (x *SupervisorWatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorWatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorWatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SupervisorWatchStatsRequest) GetIntervalMs() int64 {
@@ -323,7 +435,7 @@ type SupervisorPortsRequest struct {
 
 func (x *SupervisorPortsRequest) Reset() {
 	*x = SupervisorPortsRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +447,7 @@ func (x *SupervisorPortsRequest) String() string {
 func (*SupervisorPortsRequest) ProtoMessage() {}
 
 func (x *SupervisorPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +460,7 @@ func (x *SupervisorPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorPortsRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorPortsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{9}
 }
 
 type SupervisorPortsResponse struct {
@@ -360,7 +472,7 @@ type SupervisorPortsResponse struct {
 
 func (x *SupervisorPortsResponse) Reset() {
 	*x = SupervisorPortsResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +484,7 @@ func (x *SupervisorPortsResponse) String() string {
 func (*SupervisorPortsResponse) ProtoMessage() {}
 
 func (x *SupervisorPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +497,7 @@ func (x *SupervisorPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorPortsResponse.ProtoReflect.Descriptor instead.
 func (*SupervisorPortsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SupervisorPortsResponse) GetPorts() []*Port {
@@ -403,7 +515,7 @@ type SupervisorStatusRequest struct {
 
 func (x *SupervisorStatusRequest) Reset() {
 	*x = SupervisorStatusRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +527,7 @@ func (x *SupervisorStatusRequest) String() string {
 func (*SupervisorStatusRequest) ProtoMessage() {}
 
 func (x *SupervisorStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +540,7 @@ func (x *SupervisorStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatusRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{11}
 }
 
 type SupervisorWatchRequest struct {
@@ -439,7 +551,7 @@ type SupervisorWatchRequest struct {
 
 func (x *SupervisorWatchRequest) Reset() {
 	*x = SupervisorWatchRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +563,7 @@ func (x *SupervisorWatchRequest) String() string {
 func (*SupervisorWatchRequest) ProtoMessage() {}
 
 func (x *SupervisorWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +576,7 @@ func (x *SupervisorWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorWatchRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorWatchRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{12}
 }
 
 type SupervisorStopRequest struct {
@@ -477,7 +589,7 @@ type SupervisorStopRequest struct {
 
 func (x *SupervisorStopRequest) Reset() {
 	*x = SupervisorStopRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +601,7 @@ func (x *SupervisorStopRequest) String() string {
 func (*SupervisorStopRequest) ProtoMessage() {}
 
 func (x *SupervisorStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +614,7 @@ func (x *SupervisorStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStopRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStopRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SupervisorStopRequest) GetKill() bool {
@@ -534,13 +646,15 @@ type SupervisorStatus struct {
 	LastActivityMs int64                  `protobuf:"varint,11,opt,name=last_activity_ms,json=lastActivityMs,proto3" json:"last_activity_ms,omitempty"`
 	OpenSessions   int32                  `protobuf:"varint,12,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`
 	BootAttempts   int32                  `protobuf:"varint,13,opt,name=boot_attempts,json=bootAttempts,proto3" json:"boot_attempts,omitempty"`
+	FromTemplate   bool                   `protobuf:"varint,14,opt,name=from_template,json=fromTemplate,proto3" json:"from_template,omitempty"`   // it was started from a template
+	TemplateFault  string                 `protobuf:"bytes,15,opt,name=template_fault,json=templateFault,proto3" json:"template_fault,omitempty"` // why it was not, although it was to be
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +666,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +679,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SupervisorStatus) GetVmId() string {
@@ -659,20 +773,35 @@ func (x *SupervisorStatus) GetBootAttempts() int32 {
 	return 0
 }
 
+func (x *SupervisorStatus) GetFromTemplate() bool {
+	if x != nil {
+		return x.FromTemplate
+	}
+	return false
+}
+
+func (x *SupervisorStatus) GetTemplateFault() string {
+	if x != nil {
+		return x.TemplateFault
+	}
+	return ""
+}
+
 // Exit is how a VM ended; also written to the VM's directory.
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // "stopped", "killed", "guest powered off", "vmm killed by signal 9", ...
 	Code          int32                  `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`    // the VMM's exit code, -1 when a signal ended it
 	AtMs          int64                  `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
-	Expected      bool                   `protobuf:"varint,4,opt,name=expected,proto3" json:"expected,omitempty"` // somebody asked for it
+	Expected      bool                   `protobuf:"varint,4,opt,name=expected,proto3" json:"expected,omitempty"`   // somebody asked for it
+	Suspended     bool                   `protobuf:"varint,5,opt,name=suspended,proto3" json:"suspended,omitempty"` // its memory is kept
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +813,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +826,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Exit) GetReason() string {
@@ -728,6 +857,13 @@ func (x *Exit) GetExpected() bool {
 	return false
 }
 
+func (x *Exit) GetSuspended() bool {
+	if x != nil {
+		return x.Suspended
+	}
+	return false
+}
+
 type ExecRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -744,7 +880,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +892,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +905,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecRequest) GetKind() isExecRequest_Kind {
@@ -874,7 +1010,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1022,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1035,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecStart) GetArgv() []string {
@@ -968,7 +1104,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1116,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1129,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -1026,7 +1162,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1038,7 +1174,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1051,7 +1187,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecResponse) GetKind() isExecResponse_Kind {
@@ -1153,7 +1289,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1301,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1314,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecStarted) GetPid() int32 {
@@ -1205,7 +1341,7 @@ type ExecExited struct {
 
 func (x *ExecExited) Reset() {
 	*x = ExecExited{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1353,7 @@ func (x *ExecExited) String() string {
 func (*ExecExited) ProtoMessage() {}
 
 func (x *ExecExited) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1366,7 @@ func (x *ExecExited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExited.ProtoReflect.Descriptor instead.
 func (*ExecExited) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecExited) GetCode() int32 {
@@ -1251,7 +1387,15 @@ var File_banger_v1_supervisor_proto protoreflect.FileDescriptor
 
 const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
-	"\x1abanger/v1/supervisor.proto\x12\tbanger.v1\x1a\x16banger/v1/common.proto\"\x18\n" +
+	"\x1abanger/v1/supervisor.proto\x12\tbanger.v1\x1a\x16banger/v1/common.proto\"W\n" +
+	"\x15SupervisorSaveRequest\x12\x10\n" +
+	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\bR\x04disk\x12\x18\n" +
+	"\asuspend\x18\x03 \x01(\bR\asuspend\"T\n" +
+	"\x16SupervisorSaveResponse\x12\x19\n" +
+	"\bstill_us\x18\x01 \x01(\x03R\astillUs\x12\x1f\n" +
+	"\vdisk_shared\x18\x02 \x01(\bR\n" +
+	"diskShared\"\x18\n" +
 	"\x16SupervisorPauseRequest\"\x1a\n" +
 	"\x18SupervisorUnpauseRequest\"\x1b\n" +
 	"\x19SupervisorGrowDiskRequest\"f\n" +
@@ -1273,7 +1417,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x16SupervisorWatchRequest\"F\n" +
 	"\x15SupervisorStopRequest\x12\x12\n" +
 	"\x04kill\x18\x01 \x01(\bR\x04kill\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\xbe\x03\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\x8a\x04\n" +
 	"\x10SupervisorStatus\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12%\n" +
@@ -1288,12 +1432,15 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	" \x01(\v2\x0f.banger.v1.ExitR\x04exit\x12(\n" +
 	"\x10last_activity_ms\x18\v \x01(\x03R\x0elastActivityMs\x12#\n" +
 	"\ropen_sessions\x18\f \x01(\x05R\fopenSessions\x12#\n" +
-	"\rboot_attempts\x18\r \x01(\x05R\fbootAttempts\"c\n" +
+	"\rboot_attempts\x18\r \x01(\x05R\fbootAttempts\x12#\n" +
+	"\rfrom_template\x18\x0e \x01(\bR\ffromTemplate\x12%\n" +
+	"\x0etemplate_fault\x18\x0f \x01(\tR\rtemplateFault\"\x81\x01\n" +
 	"\x04Exit\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x13\n" +
 	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\x12\x1a\n" +
-	"\bexpected\x18\x04 \x01(\bR\bexpected\"\xc7\x01\n" +
+	"\bexpected\x18\x04 \x01(\bR\bexpected\x12\x1c\n" +
+	"\tsuspended\x18\x05 \x01(\bR\tsuspended\"\xc7\x01\n" +
 	"\vExecRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.banger.v1.ExecStartH\x00R\x05start\x12\x16\n" +
 	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12\x1d\n" +
@@ -1326,13 +1473,14 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
 	"ExecExited\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\tR\x06signal2\x87\x06\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal2\xd4\x06\n" +
 	"\x11SupervisorService\x12I\n" +
 	"\x06Status\x12\".banger.v1.SupervisorStatusRequest\x1a\x1b.banger.v1.SupervisorStatus\x12I\n" +
 	"\x05Watch\x12!.banger.v1.SupervisorWatchRequest\x1a\x1b.banger.v1.SupervisorStatus0\x01\x12E\n" +
 	"\x04Stop\x12 .banger.v1.SupervisorStopRequest\x1a\x1b.banger.v1.SupervisorStatus\x12G\n" +
 	"\x05Pause\x12!.banger.v1.SupervisorPauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12K\n" +
-	"\aUnpause\x12#.banger.v1.SupervisorUnpauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12W\n" +
+	"\aUnpause\x12#.banger.v1.SupervisorUnpauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12K\n" +
+	"\x04Save\x12 .banger.v1.SupervisorSaveRequest\x1a!.banger.v1.SupervisorSaveResponse\x12W\n" +
 	"\bGrowDisk\x12$.banger.v1.SupervisorGrowDiskRequest\x1a%.banger.v1.SupervisorGrowDiskResponse\x12N\n" +
 	"\x05Stats\x12!.banger.v1.SupervisorStatsRequest\x1a\".banger.v1.SupervisorStatsResponse\x12I\n" +
 	"\n" +
@@ -1352,64 +1500,68 @@ func file_banger_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_banger_v1_supervisor_proto_rawDescData
 }
 
-var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_banger_v1_supervisor_proto_goTypes = []any{
-	(*SupervisorPauseRequest)(nil),      // 0: banger.v1.SupervisorPauseRequest
-	(*SupervisorUnpauseRequest)(nil),    // 1: banger.v1.SupervisorUnpauseRequest
-	(*SupervisorGrowDiskRequest)(nil),   // 2: banger.v1.SupervisorGrowDiskRequest
-	(*SupervisorGrowDiskResponse)(nil),  // 3: banger.v1.SupervisorGrowDiskResponse
-	(*SupervisorStatsRequest)(nil),      // 4: banger.v1.SupervisorStatsRequest
-	(*SupervisorStatsResponse)(nil),     // 5: banger.v1.SupervisorStatsResponse
-	(*SupervisorWatchStatsRequest)(nil), // 6: banger.v1.SupervisorWatchStatsRequest
-	(*SupervisorPortsRequest)(nil),      // 7: banger.v1.SupervisorPortsRequest
-	(*SupervisorPortsResponse)(nil),     // 8: banger.v1.SupervisorPortsResponse
-	(*SupervisorStatusRequest)(nil),     // 9: banger.v1.SupervisorStatusRequest
-	(*SupervisorWatchRequest)(nil),      // 10: banger.v1.SupervisorWatchRequest
-	(*SupervisorStopRequest)(nil),       // 11: banger.v1.SupervisorStopRequest
-	(*SupervisorStatus)(nil),            // 12: banger.v1.SupervisorStatus
-	(*Exit)(nil),                        // 13: banger.v1.Exit
-	(*ExecRequest)(nil),                 // 14: banger.v1.ExecRequest
-	(*ExecStart)(nil),                   // 15: banger.v1.ExecStart
-	(*TerminalSize)(nil),                // 16: banger.v1.TerminalSize
-	(*ExecResponse)(nil),                // 17: banger.v1.ExecResponse
-	(*ExecStarted)(nil),                 // 18: banger.v1.ExecStarted
-	(*ExecExited)(nil),                  // 19: banger.v1.ExecExited
-	(*Sample)(nil),                      // 20: banger.v1.Sample
-	(*Port)(nil),                        // 21: banger.v1.Port
-	(*Fault)(nil),                       // 22: banger.v1.Fault
+	(*SupervisorSaveRequest)(nil),       // 0: banger.v1.SupervisorSaveRequest
+	(*SupervisorSaveResponse)(nil),      // 1: banger.v1.SupervisorSaveResponse
+	(*SupervisorPauseRequest)(nil),      // 2: banger.v1.SupervisorPauseRequest
+	(*SupervisorUnpauseRequest)(nil),    // 3: banger.v1.SupervisorUnpauseRequest
+	(*SupervisorGrowDiskRequest)(nil),   // 4: banger.v1.SupervisorGrowDiskRequest
+	(*SupervisorGrowDiskResponse)(nil),  // 5: banger.v1.SupervisorGrowDiskResponse
+	(*SupervisorStatsRequest)(nil),      // 6: banger.v1.SupervisorStatsRequest
+	(*SupervisorStatsResponse)(nil),     // 7: banger.v1.SupervisorStatsResponse
+	(*SupervisorWatchStatsRequest)(nil), // 8: banger.v1.SupervisorWatchStatsRequest
+	(*SupervisorPortsRequest)(nil),      // 9: banger.v1.SupervisorPortsRequest
+	(*SupervisorPortsResponse)(nil),     // 10: banger.v1.SupervisorPortsResponse
+	(*SupervisorStatusRequest)(nil),     // 11: banger.v1.SupervisorStatusRequest
+	(*SupervisorWatchRequest)(nil),      // 12: banger.v1.SupervisorWatchRequest
+	(*SupervisorStopRequest)(nil),       // 13: banger.v1.SupervisorStopRequest
+	(*SupervisorStatus)(nil),            // 14: banger.v1.SupervisorStatus
+	(*Exit)(nil),                        // 15: banger.v1.Exit
+	(*ExecRequest)(nil),                 // 16: banger.v1.ExecRequest
+	(*ExecStart)(nil),                   // 17: banger.v1.ExecStart
+	(*TerminalSize)(nil),                // 18: banger.v1.TerminalSize
+	(*ExecResponse)(nil),                // 19: banger.v1.ExecResponse
+	(*ExecStarted)(nil),                 // 20: banger.v1.ExecStarted
+	(*ExecExited)(nil),                  // 21: banger.v1.ExecExited
+	(*Sample)(nil),                      // 22: banger.v1.Sample
+	(*Port)(nil),                        // 23: banger.v1.Port
+	(*Fault)(nil),                       // 24: banger.v1.Fault
 }
 var file_banger_v1_supervisor_proto_depIdxs = []int32{
-	20, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
-	21, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
-	22, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
-	13, // 3: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
-	15, // 4: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
-	16, // 5: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
-	16, // 6: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
-	18, // 7: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
-	19, // 8: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
-	9,  // 9: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
-	10, // 10: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
-	11, // 11: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
-	0,  // 12: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
-	1,  // 13: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
-	2,  // 14: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
-	4,  // 15: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
-	6,  // 16: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
-	7,  // 17: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
-	14, // 18: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
-	12, // 19: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
-	12, // 20: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
-	12, // 21: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
-	12, // 22: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
-	12, // 23: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
-	3,  // 24: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
-	5,  // 25: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
-	20, // 26: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
-	8,  // 27: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
-	17, // 28: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
-	19, // [19:29] is the sub-list for method output_type
-	9,  // [9:19] is the sub-list for method input_type
+	22, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
+	23, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
+	24, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
+	15, // 3: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
+	17, // 4: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
+	18, // 5: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
+	18, // 6: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
+	20, // 7: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
+	21, // 8: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
+	11, // 9: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
+	12, // 10: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
+	13, // 11: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
+	2,  // 12: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
+	3,  // 13: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
+	0,  // 14: banger.v1.SupervisorService.Save:input_type -> banger.v1.SupervisorSaveRequest
+	4,  // 15: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
+	6,  // 16: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
+	8,  // 17: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
+	9,  // 18: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
+	16, // 19: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
+	14, // 20: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
+	14, // 21: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
+	14, // 22: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
+	14, // 23: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
+	14, // 24: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
+	1,  // 25: banger.v1.SupervisorService.Save:output_type -> banger.v1.SupervisorSaveResponse
+	5,  // 26: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
+	7,  // 27: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
+	22, // 28: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
+	10, // 29: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
+	19, // 30: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1421,14 +1573,14 @@ func file_banger_v1_supervisor_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
-	file_banger_v1_supervisor_proto_msgTypes[14].OneofWrappers = []any{
+	file_banger_v1_supervisor_proto_msgTypes[16].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_banger_v1_supervisor_proto_msgTypes[17].OneofWrappers = []any{
+	file_banger_v1_supervisor_proto_msgTypes[19].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
@@ -1441,7 +1593,7 @@ func file_banger_v1_supervisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_supervisor_proto_rawDesc), len(file_banger_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

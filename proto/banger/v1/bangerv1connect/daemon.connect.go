@@ -36,6 +36,8 @@ const (
 	ImageServiceName = "banger.v1.ImageService"
 	// KernelServiceName is the fully-qualified name of the KernelService service.
 	KernelServiceName = "banger.v1.KernelService"
+	// TemplateServiceName is the fully-qualified name of the TemplateService service.
+	TemplateServiceName = "banger.v1.TemplateService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -72,6 +74,8 @@ const (
 	VMServicePauseProcedure = "/banger.v1.VMService/Pause"
 	// VMServiceUnpauseProcedure is the fully-qualified name of the VMService's Unpause RPC.
 	VMServiceUnpauseProcedure = "/banger.v1.VMService/Unpause"
+	// VMServiceSuspendProcedure is the fully-qualified name of the VMService's Suspend RPC.
+	VMServiceSuspendProcedure = "/banger.v1.VMService/Suspend"
 	// VMServiceRenameProcedure is the fully-qualified name of the VMService's Rename RPC.
 	VMServiceRenameProcedure = "/banger.v1.VMService/Rename"
 	// VMServiceSetProcedure is the fully-qualified name of the VMService's Set RPC.
@@ -134,6 +138,14 @@ const (
 	KernelServiceImportProcedure = "/banger.v1.KernelService/Import"
 	// KernelServiceRemoveProcedure is the fully-qualified name of the KernelService's Remove RPC.
 	KernelServiceRemoveProcedure = "/banger.v1.KernelService/Remove"
+	// TemplateServiceListProcedure is the fully-qualified name of the TemplateService's List RPC.
+	TemplateServiceListProcedure = "/banger.v1.TemplateService/List"
+	// TemplateServiceRemoveProcedure is the fully-qualified name of the TemplateService's Remove RPC.
+	TemplateServiceRemoveProcedure = "/banger.v1.TemplateService/Remove"
+	// TemplateServicePruneProcedure is the fully-qualified name of the TemplateService's Prune RPC.
+	TemplateServicePruneProcedure = "/banger.v1.TemplateService/Prune"
+	// TemplateServiceWarmProcedure is the fully-qualified name of the TemplateService's Warm RPC.
+	TemplateServiceWarmProcedure = "/banger.v1.TemplateService/Warm"
 )
 
 // DaemonServiceClient is a client for the banger.v1.DaemonService service.
@@ -275,6 +287,8 @@ type VMServiceClient interface {
 	Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error)
 	Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error)
 	Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error)
+	// Suspend writes the VM's memory to the disk and ends it. Start goes on from there.
+	Suspend(context.Context, *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error)
 	Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error)
 	// Set changes settings. What cannot change while the VM runs is kept for the next start (VM.pending).
 	Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error)
@@ -357,6 +371,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Unpause")),
 			connect.WithClientOptions(opts...),
 		),
+		suspend: connect.NewClient[v1.SuspendVMRequest, v1.VM](
+			httpClient,
+			baseURL+VMServiceSuspendProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Suspend")),
+			connect.WithClientOptions(opts...),
+		),
 		rename: connect.NewClient[v1.RenameVMRequest, v1.VM](
 			httpClient,
 			baseURL+VMServiceRenameProcedure,
@@ -402,6 +422,7 @@ type vMServiceClient struct {
 	restart  *connect.Client[v1.RestartVMRequest, v1.VM]
 	pause    *connect.Client[v1.PauseVMRequest, v1.VM]
 	unpause  *connect.Client[v1.UnpauseVMRequest, v1.VM]
+	suspend  *connect.Client[v1.SuspendVMRequest, v1.VM]
 	rename   *connect.Client[v1.RenameVMRequest, v1.VM]
 	set      *connect.Client[v1.SetVMRequest, v1.VM]
 	reset    *connect.Client[v1.ResetVMRequest, v1.VM]
@@ -459,6 +480,11 @@ func (c *vMServiceClient) Unpause(ctx context.Context, req *connect.Request[v1.U
 	return c.unpause.CallUnary(ctx, req)
 }
 
+// Suspend calls banger.v1.VMService.Suspend.
+func (c *vMServiceClient) Suspend(ctx context.Context, req *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error) {
+	return c.suspend.CallUnary(ctx, req)
+}
+
 // Rename calls banger.v1.VMService.Rename.
 func (c *vMServiceClient) Rename(ctx context.Context, req *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error) {
 	return c.rename.CallUnary(ctx, req)
@@ -499,6 +525,8 @@ type VMServiceHandler interface {
 	Restart(context.Context, *connect.Request[v1.RestartVMRequest]) (*connect.Response[v1.VM], error)
 	Pause(context.Context, *connect.Request[v1.PauseVMRequest]) (*connect.Response[v1.VM], error)
 	Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error)
+	// Suspend writes the VM's memory to the disk and ends it. Start goes on from there.
+	Suspend(context.Context, *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error)
 	Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error)
 	// Set changes settings. What cannot change while the VM runs is kept for the next start (VM.pending).
 	Set(context.Context, *connect.Request[v1.SetVMRequest]) (*connect.Response[v1.VM], error)
@@ -577,6 +605,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Unpause")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceSuspendHandler := connect.NewUnaryHandler(
+		VMServiceSuspendProcedure,
+		svc.Suspend,
+		connect.WithSchema(vMServiceMethods.ByName("Suspend")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceRenameHandler := connect.NewUnaryHandler(
 		VMServiceRenameProcedure,
 		svc.Rename,
@@ -629,6 +663,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServicePauseHandler.ServeHTTP(w, r)
 		case VMServiceUnpauseProcedure:
 			vMServiceUnpauseHandler.ServeHTTP(w, r)
+		case VMServiceSuspendProcedure:
+			vMServiceSuspendHandler.ServeHTTP(w, r)
 		case VMServiceRenameProcedure:
 			vMServiceRenameHandler.ServeHTTP(w, r)
 		case VMServiceSetProcedure:
@@ -686,6 +722,10 @@ func (UnimplementedVMServiceHandler) Pause(context.Context, *connect.Request[v1.
 
 func (UnimplementedVMServiceHandler) Unpause(context.Context, *connect.Request[v1.UnpauseVMRequest]) (*connect.Response[v1.VM], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Unpause is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Suspend(context.Context, *connect.Request[v1.SuspendVMRequest]) (*connect.Response[v1.VM], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Suspend is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) Rename(context.Context, *connect.Request[v1.RenameVMRequest]) (*connect.Response[v1.VM], error) {
@@ -1636,4 +1676,158 @@ func (UnimplementedKernelServiceHandler) Import(context.Context, *connect.Reques
 
 func (UnimplementedKernelServiceHandler) Remove(context.Context, *connect.Request[v1.RemoveKernelRequest]) (*connect.Response[v1.RemoveKernelResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.KernelService.Remove is not implemented"))
+}
+
+// TemplateServiceClient is a client for the banger.v1.TemplateService service.
+type TemplateServiceClient interface {
+	List(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error)
+	// Remove removes a template and forgets its failures. VMs that were started from it go on.
+	Remove(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error)
+	// Prune removes the templates that no VM was started from that runs, or tells what that would be.
+	Prune(context.Context, *connect.Request[v1.PruneTemplatesRequest]) (*connect.Response[v1.PruneTemplatesResponse], error)
+	// Warm begins an operation that makes a template if there is none; its result_id is the key.
+	Warm(context.Context, *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error)
+}
+
+// NewTemplateServiceClient constructs a client for the banger.v1.TemplateService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewTemplateServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) TemplateServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	templateServiceMethods := v1.File_banger_v1_daemon_proto.Services().ByName("TemplateService").Methods()
+	return &templateServiceClient{
+		list: connect.NewClient[v1.ListTemplatesRequest, v1.ListTemplatesResponse](
+			httpClient,
+			baseURL+TemplateServiceListProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("List")),
+			connect.WithClientOptions(opts...),
+		),
+		remove: connect.NewClient[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse](
+			httpClient,
+			baseURL+TemplateServiceRemoveProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("Remove")),
+			connect.WithClientOptions(opts...),
+		),
+		prune: connect.NewClient[v1.PruneTemplatesRequest, v1.PruneTemplatesResponse](
+			httpClient,
+			baseURL+TemplateServicePruneProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("Prune")),
+			connect.WithClientOptions(opts...),
+		),
+		warm: connect.NewClient[v1.WarmTemplateRequest, v1.WarmTemplateResponse](
+			httpClient,
+			baseURL+TemplateServiceWarmProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("Warm")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// templateServiceClient implements TemplateServiceClient.
+type templateServiceClient struct {
+	list   *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	remove *connect.Client[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse]
+	prune  *connect.Client[v1.PruneTemplatesRequest, v1.PruneTemplatesResponse]
+	warm   *connect.Client[v1.WarmTemplateRequest, v1.WarmTemplateResponse]
+}
+
+// List calls banger.v1.TemplateService.List.
+func (c *templateServiceClient) List(ctx context.Context, req *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error) {
+	return c.list.CallUnary(ctx, req)
+}
+
+// Remove calls banger.v1.TemplateService.Remove.
+func (c *templateServiceClient) Remove(ctx context.Context, req *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error) {
+	return c.remove.CallUnary(ctx, req)
+}
+
+// Prune calls banger.v1.TemplateService.Prune.
+func (c *templateServiceClient) Prune(ctx context.Context, req *connect.Request[v1.PruneTemplatesRequest]) (*connect.Response[v1.PruneTemplatesResponse], error) {
+	return c.prune.CallUnary(ctx, req)
+}
+
+// Warm calls banger.v1.TemplateService.Warm.
+func (c *templateServiceClient) Warm(ctx context.Context, req *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error) {
+	return c.warm.CallUnary(ctx, req)
+}
+
+// TemplateServiceHandler is an implementation of the banger.v1.TemplateService service.
+type TemplateServiceHandler interface {
+	List(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error)
+	// Remove removes a template and forgets its failures. VMs that were started from it go on.
+	Remove(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error)
+	// Prune removes the templates that no VM was started from that runs, or tells what that would be.
+	Prune(context.Context, *connect.Request[v1.PruneTemplatesRequest]) (*connect.Response[v1.PruneTemplatesResponse], error)
+	// Warm begins an operation that makes a template if there is none; its result_id is the key.
+	Warm(context.Context, *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error)
+}
+
+// NewTemplateServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	templateServiceMethods := v1.File_banger_v1_daemon_proto.Services().ByName("TemplateService").Methods()
+	templateServiceListHandler := connect.NewUnaryHandler(
+		TemplateServiceListProcedure,
+		svc.List,
+		connect.WithSchema(templateServiceMethods.ByName("List")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceRemoveHandler := connect.NewUnaryHandler(
+		TemplateServiceRemoveProcedure,
+		svc.Remove,
+		connect.WithSchema(templateServiceMethods.ByName("Remove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServicePruneHandler := connect.NewUnaryHandler(
+		TemplateServicePruneProcedure,
+		svc.Prune,
+		connect.WithSchema(templateServiceMethods.ByName("Prune")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceWarmHandler := connect.NewUnaryHandler(
+		TemplateServiceWarmProcedure,
+		svc.Warm,
+		connect.WithSchema(templateServiceMethods.ByName("Warm")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.TemplateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case TemplateServiceListProcedure:
+			templateServiceListHandler.ServeHTTP(w, r)
+		case TemplateServiceRemoveProcedure:
+			templateServiceRemoveHandler.ServeHTTP(w, r)
+		case TemplateServicePruneProcedure:
+			templateServicePruneHandler.ServeHTTP(w, r)
+		case TemplateServiceWarmProcedure:
+			templateServiceWarmHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedTemplateServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedTemplateServiceHandler struct{}
+
+func (UnimplementedTemplateServiceHandler) List(context.Context, *connect.Request[v1.ListTemplatesRequest]) (*connect.Response[v1.ListTemplatesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.List is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) Remove(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.Remove is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) Prune(context.Context, *connect.Request[v1.PruneTemplatesRequest]) (*connect.Response[v1.PruneTemplatesResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.Prune is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) Warm(context.Context, *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.Warm is not implemented"))
 }

@@ -46,6 +46,8 @@ const (
 	// SupervisorServiceUnpauseProcedure is the fully-qualified name of the SupervisorService's Unpause
 	// RPC.
 	SupervisorServiceUnpauseProcedure = "/banger.v1.SupervisorService/Unpause"
+	// SupervisorServiceSaveProcedure is the fully-qualified name of the SupervisorService's Save RPC.
+	SupervisorServiceSaveProcedure = "/banger.v1.SupervisorService/Save"
 	// SupervisorServiceGrowDiskProcedure is the fully-qualified name of the SupervisorService's
 	// GrowDisk RPC.
 	SupervisorServiceGrowDiskProcedure = "/banger.v1.SupervisorService/GrowDisk"
@@ -71,6 +73,9 @@ type SupervisorServiceClient interface {
 	// Pause stops the guest's CPUs; its memory stays. Unpause lets them go on and sets the guest's clock.
 	Pause(context.Context, *connect.Request[v1.SupervisorPauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
 	Unpause(context.Context, *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	// Save writes memory and devices at one instant into a directory that is empty, with a copy of the VM's own disk at
+	// that instant if asked for. The VM goes on, unless it is suspended: then it ends without having run again.
+	Save(context.Context, *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error)
 	// GrowDisk tells VMM and guest that the VM disk's file has grown to its present size, and grows the file system.
 	GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error)
 	// Stats returns the bounded history of samples, the newest last, at least one of which is fresh.
@@ -125,6 +130,12 @@ func NewSupervisorServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(supervisorServiceMethods.ByName("Unpause")),
 			connect.WithClientOptions(opts...),
 		),
+		save: connect.NewClient[v1.SupervisorSaveRequest, v1.SupervisorSaveResponse](
+			httpClient,
+			baseURL+SupervisorServiceSaveProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("Save")),
+			connect.WithClientOptions(opts...),
+		),
 		growDisk: connect.NewClient[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse](
 			httpClient,
 			baseURL+SupervisorServiceGrowDiskProcedure,
@@ -165,6 +176,7 @@ type supervisorServiceClient struct {
 	stop       *connect.Client[v1.SupervisorStopRequest, v1.SupervisorStatus]
 	pause      *connect.Client[v1.SupervisorPauseRequest, v1.SupervisorStatus]
 	unpause    *connect.Client[v1.SupervisorUnpauseRequest, v1.SupervisorStatus]
+	save       *connect.Client[v1.SupervisorSaveRequest, v1.SupervisorSaveResponse]
 	growDisk   *connect.Client[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse]
 	stats      *connect.Client[v1.SupervisorStatsRequest, v1.SupervisorStatsResponse]
 	watchStats *connect.Client[v1.SupervisorWatchStatsRequest, v1.Sample]
@@ -195,6 +207,11 @@ func (c *supervisorServiceClient) Pause(ctx context.Context, req *connect.Reques
 // Unpause calls banger.v1.SupervisorService.Unpause.
 func (c *supervisorServiceClient) Unpause(ctx context.Context, req *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error) {
 	return c.unpause.CallUnary(ctx, req)
+}
+
+// Save calls banger.v1.SupervisorService.Save.
+func (c *supervisorServiceClient) Save(ctx context.Context, req *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error) {
+	return c.save.CallUnary(ctx, req)
 }
 
 // GrowDisk calls banger.v1.SupervisorService.GrowDisk.
@@ -233,6 +250,9 @@ type SupervisorServiceHandler interface {
 	// Pause stops the guest's CPUs; its memory stays. Unpause lets them go on and sets the guest's clock.
 	Pause(context.Context, *connect.Request[v1.SupervisorPauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
 	Unpause(context.Context, *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error)
+	// Save writes memory and devices at one instant into a directory that is empty, with a copy of the VM's own disk at
+	// that instant if asked for. The VM goes on, unless it is suspended: then it ends without having run again.
+	Save(context.Context, *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error)
 	// GrowDisk tells VMM and guest that the VM disk's file has grown to its present size, and grows the file system.
 	GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error)
 	// Stats returns the bounded history of samples, the newest last, at least one of which is fresh.
@@ -283,6 +303,12 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 		connect.WithSchema(supervisorServiceMethods.ByName("Unpause")),
 		connect.WithHandlerOptions(opts...),
 	)
+	supervisorServiceSaveHandler := connect.NewUnaryHandler(
+		SupervisorServiceSaveProcedure,
+		svc.Save,
+		connect.WithSchema(supervisorServiceMethods.ByName("Save")),
+		connect.WithHandlerOptions(opts...),
+	)
 	supervisorServiceGrowDiskHandler := connect.NewUnaryHandler(
 		SupervisorServiceGrowDiskProcedure,
 		svc.GrowDisk,
@@ -325,6 +351,8 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 			supervisorServicePauseHandler.ServeHTTP(w, r)
 		case SupervisorServiceUnpauseProcedure:
 			supervisorServiceUnpauseHandler.ServeHTTP(w, r)
+		case SupervisorServiceSaveProcedure:
+			supervisorServiceSaveHandler.ServeHTTP(w, r)
 		case SupervisorServiceGrowDiskProcedure:
 			supervisorServiceGrowDiskHandler.ServeHTTP(w, r)
 		case SupervisorServiceStatsProcedure:
@@ -362,6 +390,10 @@ func (UnimplementedSupervisorServiceHandler) Pause(context.Context, *connect.Req
 
 func (UnimplementedSupervisorServiceHandler) Unpause(context.Context, *connect.Request[v1.SupervisorUnpauseRequest]) (*connect.Response[v1.SupervisorStatus], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Unpause is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) Save(context.Context, *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Save is not implemented"))
 }
 
 func (UnimplementedSupervisorServiceHandler) GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error) {

@@ -1,0 +1,153 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"banger/internal/atomicfile"
+	"banger/internal/diskcopy"
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/vmdir"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// Save implements the RPC.
+func (s service) Save(ctx context.Context, req *connect.Request[bangerv1.SupervisorSaveRequest]) (*connect.Response[bangerv1.SupervisorSaveResponse], error) {
+	if dir := req.Msg.GetDir(); !filepath.IsAbs(dir) {
+		return nil, fault.New(fault.Invalid, "directory %q is not absolute", dir)
+	}
+	var saved vmdir.SavedMachine
+	var disk diskcopy.Result
+	err := s.lead(ctx, task{limit: s.times.save, do: func(taskCtx context.Context, m hypervisor.Machine) (err error) {
+		if err := ctx.Err(); err != nil { // who asked for it is gone
+			return fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "save")
+		}
+		saved, disk, err = s.save(taskCtx, m, req.Msg)
+		return err
+	}})
+	if err != nil {
+		return nil, err
+	}
+	if req.Msg.GetSuspend() {
+		<-s.gone
+	}
+	return connect.NewResponse(&bangerv1.SupervisorSaveResponse{StillUs: saved.StillUS, DiskShared: disk.Shared}), nil
+}
+
+// save saves the machine. When it fails the directory is as it was, empty, and the guest runs or is paused as before.
+// Leading goroutine only.
+func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *bangerv1.SupervisorSaveRequest) (saved vmdir.SavedMachine, disk diskcopy.Result, err error) {
+	dir := req.GetDir()
+	saver, shaper, err := s.saver(m)
+	if err != nil {
+		return saved, disk, err
+	}
+	if err := s.at(StepSaveBegin); err != nil {
+		return saved, disk, err
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		return saved, disk, fault.New(fault.Invalid, "%s is not an empty directory (%v)", dir, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, emptyDir(dir))
+		}
+	}()
+	saved = vmdir.SavedMachine{Launch: s.launch, Created: time.Now().UTC().Truncate(time.Second)}
+	saved.Launch.Template, saved.Launch.TemplateKey, saved.Launch.TemplateFault = nil, "", ""
+	saved.Launch.Resume, saved.Launch.Identity = nil, nil
+	if saved.Shape, err = shaper.Shape(ctx, s.launch.Machine); err != nil {
+		return saved, disk, err
+	}
+	if saved.Disks, err = s.launch.Machine.DiskSizes(); err != nil {
+		return saved, disk, err
+	}
+	still, err := saver.Save(ctx, *saved.Saved(dir), hypervisor.SaveOptions{
+		Stay: req.GetSuspend(),
+		Still: func(ctx context.Context) (err error) {
+			if req.GetDisk() {
+				disk, err = diskcopy.Copy(ctx, s.diskPath(), filepath.Join(dir, vmdir.SavedDisk))
+			}
+			return err
+		},
+	})
+	if err != nil {
+		return saved, disk, err
+	}
+	saved.StillUS = still.Microseconds()
+	if err := s.seal(dir, &saved, req.GetDisk()); err != nil {
+		if req.GetSuspend() && s.board.phase() != phasePaused { // it stands still, and nobody else will let it go on
+			err = errors.Join(err, s.resume(ctx, m))
+		}
+		return saved, disk, err
+	}
+	s.log.Info("machine is saved", "dir", dir, "still", still, "suspend", req.GetSuspend())
+	if req.GetSuspend() {
+		s.suspended = true
+		s.orders.killNow()
+	}
+	return saved, disk, nil
+}
+
+// seal makes what was saved durable, and writes last what it is.
+func (s *Supervisor) seal(dir string, saved *vmdir.SavedMachine, copied bool) (err error) {
+	path := s.diskPath()
+	if copied {
+		path = filepath.Join(dir, vmdir.SavedDisk)
+	}
+	if saved.Disk, err = vmdir.StampOf(path); err != nil {
+		return fault.Wrap(fault.Internal, err, "disk")
+	}
+	names := []string{vmdir.SavedMemory, vmdir.SavedState}
+	if copied {
+		names = append(names, vmdir.SavedDisk)
+	}
+	for _, name := range names {
+		if err := syncFile(filepath.Join(dir, name)); err != nil {
+			return fault.Wrap(fault.Internal, err, "save")
+		}
+	}
+	if err := s.at(StepSaveSealed); err != nil {
+		return err
+	}
+	if err := vmdir.WriteSaved(dir, *saved); err != nil {
+		return fault.Wrap(fault.Internal, err, "save")
+	}
+	return atomicfile.SyncDir(filepath.Dir(dir))
+}
+
+// saver returns what can save the machine and say what it depends on.
+func (s *Supervisor) saver(m hypervisor.Machine) (hypervisor.Saver, hypervisor.Shaper, error) {
+	saver, can := m.(hypervisor.Saver)
+	shaper, ok := s.driver.(hypervisor.Shaper)
+	if !can || !ok {
+		return nil, nil, fault.New(fault.Invalid, "its vmm (%s) cannot save a machine", s.launch.Driver)
+	}
+	return saver, shaper, nil
+}
+
+func syncFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// emptyDir removes what is in a directory.
+func emptyDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}

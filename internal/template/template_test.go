@@ -1,0 +1,249 @@
+package template
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"banger/internal/fault"
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fakevmm"
+)
+
+func TestMain(m *testing.M) {
+	fakevmm.Main()
+	os.Exit(m.Run())
+}
+
+// request is one for a machine of the fake VMM.
+func request(t *testing.T, faults string) Request {
+	t.Helper()
+	scratch, err := os.MkdirTemp("/tmp", "bt") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(scratch) })
+	file := func(name string) string {
+		path := filepath.Join(scratch, name)
+		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	driver := fakevmm.New(fakevmm.Options{Faults: faults})
+	spec := hypervisor.Spec{
+		ID: "0123456789ab", Name: "dev", CPUs: 1, Memory: 128 << 20, Kernel: file("kernel"), Initramfs: file("initramfs"),
+		Disks: []hypervisor.Disk{{Path: file("image"), ReadOnly: true, Serial: "image"}, {Path: file("disk"), Serial: "data"}},
+	}
+	run := filepath.Join(scratch, "run")
+	if err := os.Mkdir(run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	shape, err := driver.Shape(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Request{Driver: driver, Spec: spec, Shape: shape, Kernel: "6.1", Scratch: run}
+}
+
+func store(t *testing.T) *Store { return Open(filepath.Join(t.TempDir(), "templates")) }
+
+// empty checks that a directory has nothing in it but the named entries.
+func empty(t *testing.T, dir string, but ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !strings.Contains(strings.Join(but, " "), e.Name()) {
+			t.Errorf("%s is left in %s", e.Name(), dir)
+		}
+	}
+}
+
+func TestMakeAndGet(t *testing.T) {
+	s, r := store(t), request(t, "")
+	key := Key(r.Shape)
+	if _, err := s.Get(key); !fault.Is(err, fault.NotFound) {
+		t.Fatalf("before: %v", err)
+	}
+	made, err := s.Make(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Get(key)
+	if err != nil || !cmp.Equal(got.Meta, made.Meta) || got.CPUs != 1 || got.Memory != 128<<20 || got.Used == 0 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	empty(t, r.Scratch)
+	empty(t, s.dir, key)
+
+	clone := r.Spec
+	clone.Restore, clone.RunDir = &got.Saved, r.Scratch
+	m, err := r.Driver.Start(t.Context(), clone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := end(m); err != nil {
+		t.Error(err)
+	}
+	// Making it again keeps the one that is there.
+	again, err := s.Make(t.Context(), r)
+	if err != nil || !cmp.Equal(again.Meta, made.Meta) {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	if err := s.Drop(key); err != nil {
+		t.Error(err)
+	}
+	empty(t, s.dir)
+}
+
+func TestDamage(t *testing.T) {
+	flip := func(path string) error {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		data[len(data)/2] ^= 1
+		return os.WriteFile(path, data, 0o600)
+	}
+	for name, damage := range map[string]func(Template) error{
+		"state flipped":    func(t Template) error { return flip(t.Saved.State) },
+		"state cut":        func(t Template) error { return os.Truncate(t.Saved.State, 10) },
+		"state removed":    func(t Template) error { return os.Remove(t.Saved.State) },
+		"memory removed":   func(t Template) error { return os.Remove(t.Saved.Memory) },
+		"memory cut":       func(t Template) error { return os.Truncate(t.Saved.Memory, 4096) },
+		"memory written":   func(t Template) error { return os.Chtimes(t.Saved.Memory, time.Now(), time.Now()) },
+		"metadata flipped": func(t Template) error { return flip(filepath.Join(filepath.Dir(t.Saved.State), metaFile)) },
+		"metadata emptied": func(t Template) error {
+			return os.Truncate(filepath.Join(filepath.Dir(t.Saved.State), metaFile), 0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, r := store(t), request(t, "")
+			made, err := s.Make(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := damage(made); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Get(made.Key); !fault.Is(err, fault.Conflict) {
+				t.Errorf("err = %v (%s)", err, fault.ClassOf(err))
+			}
+			if all, err := s.List(); err != nil || len(all) != 1 || all[0].Key != made.Key {
+				t.Errorf("listed %+v, %v", all, err)
+			}
+			// It is made anew, in place of the damaged one.
+			again, err := s.Make(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Get(again.Key); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestMakeFailures(t *testing.T) {
+	for name, tc := range map[string]struct {
+		faults string
+		want   fault.Class
+		cancel bool
+	}{
+		"vmm does not start": {"start-error", fault.Unavailable, false},
+		"vmm dies":           {"die-after=20ms,never-ready", fault.Unavailable, false},
+		"cancelled":          {"never-ready", fault.Cancelled, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, r := store(t), request(t, tc.faults)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if tc.cancel {
+				time.AfterFunc(50*time.Millisecond, cancel)
+			}
+			if _, err := s.Make(ctx, r); !fault.Is(err, tc.want) {
+				t.Errorf("err = %v (%s)", err, fault.ClassOf(err))
+			}
+			empty(t, s.dir)
+			empty(t, r.Scratch)
+		})
+	}
+}
+
+func TestFailuresSwitchOff(t *testing.T) {
+	s, r := store(t), request(t, "")
+	key := Key(r.Shape)
+	for i := range maxFailures {
+		if err := s.Off(key); err != nil {
+			t.Fatalf("off after %d failures: %v", i, err)
+		}
+		if err := s.Fail(key, errors.New("restore failed")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Off(key); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "restore failed") {
+		t.Errorf("err = %v", err)
+	}
+	if all := s.Failures(); len(all) != 1 || all[0].Count != maxFailures {
+		t.Errorf("failures %+v", all)
+	}
+	if err := errors.Join(s.Forget(key), s.Forget(key), s.Off(key)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEvict(t *testing.T) {
+	s, r := store(t), request(t, "")
+	var keys []string
+	for cpus := 1; cpus <= 3; cpus++ {
+		r.Spec.CPUs = cpus
+		shape, err := r.Driver.(hypervisor.Shaper).Shape(t.Context(), r.Spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Shape = shape
+		made, err := s.Make(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now().Add(time.Duration(cpus-10) * time.Hour)
+		if err := os.Chtimes(filepath.Join(s.path(made.Key), metaFile), at, at); err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, made.Key)
+	}
+	s.Touch(keys[0]) // the oldest one is used now
+	gone, err := s.Evict(0, func(key string) bool { return key == keys[2] })
+	if err != nil || len(gone) != 2 {
+		t.Errorf("gone %+v, %v", gone, err)
+	}
+	if all, err := s.List(); err != nil || len(all) != 1 || all[0].Key != keys[2] {
+		t.Errorf("left %+v, %v", all, err)
+	}
+	if gone, err := s.Evict(1<<40, func(string) bool { return false }); err != nil || len(gone) != 0 {
+		t.Errorf("gone %+v, %v", gone, err)
+	}
+}
+
+func TestClean(t *testing.T) {
+	s := store(t)
+	if err := s.Clean(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir, ".new-1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Clean(t.Context()); err != nil {
+		t.Error(err)
+	}
+	empty(t, s.dir)
+}
