@@ -157,3 +157,34 @@ func TestResumeFails(t *testing.T) {
 	}
 	untouched()
 }
+
+// A VMM that is killed before its memory is on the disk is a VM that has stopped; one that is killed after that makes no
+// difference.
+func TestVMMDiesWhileItIsSaved(t *testing.T) {
+	for _, tc := range []struct {
+		step      string
+		suspended bool
+	}{{StepSaveBegin, false}, {StepSaveSealed, true}} {
+		t.Run(tc.step, func(t *testing.T) {
+			t.Parallel()
+			r, untouched := stepRig(t)
+			sup := r.spawn(killAtEnv + "=" + tc.step)
+			if err := r.suspend(); (err == nil) != tc.suspended {
+				t.Errorf("err = %v", err)
+			}
+			sup.wait(t)
+			_, err := vmdir.ReadSaved(r.dir.Path(paths.VMSuspended))
+			if exit := r.clean(); exit.Suspended != tc.suspended || exit.Expected != tc.suspended || (err == nil) != tc.suspended {
+				t.Errorf("exit %+v, manifest: %v", exit, err)
+			}
+			if left := r.vmms(); len(left) > 0 {
+				t.Errorf("VMMs are left: %q", left)
+			}
+			untouched()
+			if tc.suspended {
+				r.resumes()
+			}
+			r.works()
+		})
+	}
+}

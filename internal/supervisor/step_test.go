@@ -6,11 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"banger/internal/fault"
 	"banger/internal/hypervisor/fakevmm"
+	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -18,6 +20,7 @@ import (
 const (
 	failAtEnv = "BANGER_TEST_FAIL_AT"
 	dieAtEnv  = "BANGER_TEST_DIE_AT"
+	killAtEnv = "BANGER_TEST_KILL_AT" // its VMM is killed there
 	deathCode = 9
 )
 
@@ -25,6 +28,9 @@ func stepForTest(name string) error {
 	switch name {
 	case os.Getenv(dieAtEnv):
 		os.Exit(deathCode)
+	case os.Getenv(killAtEnv):
+		p, _, err := vmdir.Dir(os.Getenv(supervisorEnv)).ReadProcess()
+		return errors.Join(err, p.VMM.Kill(syscall.SIGKILL))
 	case os.Getenv(failAtEnv):
 		return errors.New("failure was asked for")
 	}

@@ -1,0 +1,81 @@
+package supervisor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"banger/internal/hypervisor"
+	"banger/internal/hypervisor/fakevmm"
+	bangerv1 "banger/proto/banger/v1"
+)
+
+// template saves a machine of the rig's shape whose agent waits.
+func (r *rig) template() *hypervisor.Saved {
+	r.t.Helper()
+	kernel, run := r.dir.Path("vmlinux"), filepath.Join(r.launch.Paths.Run, "t")
+	if err := errors.Join(os.WriteFile(kernel, nil, 0o600), os.Mkdir(run, 0o700)); err != nil {
+		r.t.Fatal(err)
+	}
+	defer os.RemoveAll(run)
+	m, err := fakevmm.New(fakevmm.Options{}).Start(r.t.Context(), hypervisor.Spec{
+		ID: "template", Name: "template", CPUs: 1, Memory: 256 << 20, Kernel: kernel, Disks: r.launch.Machine.Disks, RunDir: run,
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	saved := &hypervisor.Saved{Memory: r.dir.Path("memory"), State: r.dir.Path("state")}
+	if _, err := m.(hypervisor.Saver).Save(r.t.Context(), *saved, hypervisor.SaveOptions{Stay: true}); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := m.Signal(int(syscall.SIGKILL)); err != nil {
+		r.t.Fatal(err)
+	}
+	<-m.Done()
+	return saved
+}
+
+// A VM starts from its template. When that fails it is booted, and its status says why.
+func TestStartFromTemplate(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*hypervisor.Saved) error
+		noted string // by the daemon
+		from  bool
+		fault string
+	}{
+		"good":               {from: true},
+		"good, but made now": {noted: "it was made anew", from: true, fault: "it was made anew"},
+		"another machine": {
+			spoil: func(s *hypervisor.Saved) error { return os.WriteFile(s.State, []byte("{}"), 0o600) },
+			fault: "the saved machine is another one",
+		},
+		"gone": {spoil: func(s *hypervisor.Saved) error { return os.Remove(s.State) }, fault: "no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, untouched := stepRig(t)
+			r.launch.Template, r.launch.TemplateKey, r.launch.TemplateFault = r.template(), "aaaa", tc.noted
+			if tc.spoil != nil {
+				if err := tc.spoil(r.launch.Template); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sup := r.spawn()
+			if st := r.status(); st.GetFromTemplate() != tc.from || !strings.Contains(st.GetTemplateFault(), tc.fault) || (tc.fault == "") != (st.GetTemplateFault() == "") {
+				t.Errorf("status %v", st)
+			}
+			if out, code := r.exec(&bangerv1.ExecStart{Argv: []string{"echo", "hello"}}); out != "hello\n" || code != 0 {
+				t.Errorf("exec: %q %d", out, code)
+			}
+			if _, err := r.stop(false, 0); err != nil {
+				t.Error(err)
+			}
+			sup.wait(t)
+			r.clean()
+			untouched()
+		})
+	}
+}
