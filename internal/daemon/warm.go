@@ -23,7 +23,7 @@ func (f *fleet) warmUp(ctx context.Context, spec vm.Spec, krn Artifact, report p
 	dir := f.cfg.Paths.Kernel(krn.Digest)
 	ramdisk, err := f.cfg.Initramfs(f.cfg.Paths.Initramfs(), dir)
 	if err != nil {
-		return "", fault.Context(err, "initramfs for kernel %s", krn.Name)
+		return "", fault.Context(err, "initramfs for kernel %s", krn.Ref())
 	}
 	spec.Name = "template"
 	readOnly := filepath.Join(dir, kernel.ModulesFile) // has the size of an image
