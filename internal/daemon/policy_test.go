@@ -17,7 +17,9 @@ func TestIdleVMsAreStopped(t *testing.T) {
 	h.create("idle")
 	h.create("used", busy)
 	h.wait(h.begin(&bangerv1.VMSpec{Name: "never", AutoStopMs: -1}, true))
-	paused := h.create("paused")
+	// It has more time than the others: it must not be stopped before it is paused.
+	h.wait(h.begin(&bangerv1.VMSpec{Name: "paused", AutoStopMs: 4000}, true))
+	paused := h.get("paused")
 	if _, err := h.pause("paused"); err != nil {
 		t.Fatal(err)
 	}

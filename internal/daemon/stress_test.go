@@ -118,7 +118,17 @@ func (w *worker) operate() {
 		w.h.t.Errorf("%v", err)
 	}
 	if fault.Is(err, fault.Unavailable) {
-		time.Sleep(50 * time.Millisecond) // the daemon is gone
+		w.awaitDaemon(ctx)
+	}
+}
+
+// awaitDaemon waits until a daemon answers: operations that nobody hears prove nothing.
+func (w *worker) awaitDaemon(ctx context.Context) {
+	for ctx.Err() == nil {
+		if _, err := w.daemons.Hello(ctx, connect.NewRequest(&bangerv1.HelloRequest{})); err == nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 
