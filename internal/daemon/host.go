@@ -58,13 +58,22 @@ func (r *Ready) Report(err error) {
 	})
 }
 
+// lockPatience is how long a daemon waits for the lock of one that seems to run.
+const lockPatience = time.Second
+
 // takeLock takes the lock that says that this is the only daemon for these directories.
 func takeLock(path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	// A child of a daemon that was killed has the lock until it gets as far as exec.
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for end := time.Now().Add(lockPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
+		time.Sleep(lockPatience / 20)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	switch {
 	case errors.Is(err, unix.EWOULDBLOCK):
 		f.Close()
 		return nil, fault.New(fault.Conflict, "a daemon already runs for %s", filepath.Dir(path)).WithHint("banger daemon status")
