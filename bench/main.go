@@ -55,7 +55,7 @@ type host struct {
 type ratio struct {
 	Name   string  `json:"name"`
 	Value  float64 `json:"value"`
-	Unit   string  `json:"unit"` // "x" or "ms"
+	Unit   string  `json:"unit"` // "x", "ms" or "MB"
 	AtMost float64 `json:"at_most"`
 }
 
@@ -69,7 +69,7 @@ func run(ctx context.Context, banger, out, only string, n int) error {
 		return err
 	}
 	defer b.cleanUp()
-	for _, step := range []func(context.Context, int) error{b.coldStart, b.execRoundTrip, b.cliStart, b.tenAtOnce} {
+	for _, step := range []func(context.Context, int) error{b.coldStart, b.execRoundTrip, b.cliStart, b.tenAtOnce, b.pull} {
 		if err := step(ctx, n); err != nil {
 			return err
 		}

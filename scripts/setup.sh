@@ -28,6 +28,10 @@ pgrep               procps            procps-ng             procps-ng        pro
 umoci               umoci             umoci                 -                umoci
 skopeo              skopeo            skopeo                skopeo           skopeo
 busybox             busybox-static    busybox               busybox          busybox-static
+buildah             buildah           buildah               buildah          buildah
+docker-registry     docker-registry   -                     -                -
+tcc                 tcc               tcc                   tcc              tcc
+setcap              libcap2-bin       libcap                libcap           libcap-progs
 "
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -92,6 +96,11 @@ case $manager in
   dnf) $as_root dnf install -y -q $packages ;;
   pacman) $as_root pacman -S --needed --noconfirm $packages ;;
   zypper) $as_root zypper --non-interactive install $packages ;;
+esac
+
+# Debian's registry package starts a service on port 5000, which the tests neither need nor want to leave behind.
+case $packages in *docker-registry*)
+  if [ -d /run/systemd/system ]; then $as_root systemctl disable --now docker-registry.service >/dev/null 2>&1 || true; fi ;;
 esac
 
 # What could be installed must be there now.

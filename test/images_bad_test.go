@@ -25,7 +25,8 @@ type badPull struct {
 	arch   string
 	bad    func(w http.ResponseWriter, r *http.Request, good http.Handler)
 	code   int
-	said   string // on stderr, with HOST for the registry and DIGEST for digests
+	said   string // of the image, with HOST, DIGEST and N for what differs from run to run
+	hint   string
 }
 
 // What is wrong with an image or its registry is said, with a hint where there is something to be done, and leaves
@@ -63,7 +64,17 @@ func TestImagePullRefused(t *testing.T) {
 	undisturbed(t, home, vars, before)
 }
 
-var digestForm = regexp.MustCompile(`[0-9a-f]{12,64}`)
+var (
+	digestForm = regexp.MustCompile(`[0-9a-f]{12,64}`)
+	sizeForm   = regexp.MustCompile(`(its|has|says) \d+`)
+	entryForm  = regexp.MustCompile(`entry "[^"]*": `) // whether a limit is noticed at an entry or between two is chance
+)
+
+// plainly is a message without what differs from run to run.
+func (s *stand) plainly(message string) string {
+	message = digestForm.ReplaceAllString(strings.ReplaceAll(message, s.host, "HOST"), "DIGEST")
+	return entryForm.ReplaceAllString(sizeForm.ReplaceAllString(message, "$1 N"), "")
+}
 
 func (b badPull) check(t *testing.T, s *stand, vars []string, good v1.Layer) {
 	t.Helper()
@@ -76,11 +87,14 @@ func (b badPull) check(t *testing.T, s *stand, vars []string, good v1.Layer) {
 	ref := s.put(b.repo, b.arch, b.layers...)
 	s.misbehave(b.repo, b.bad)
 	got := runBanger(t, vars, "image", "pull", ref)
-	said := digestForm.ReplaceAllString(strings.ReplaceAll(got.stderr, s.host, "HOST"), "DIGEST")
+	want := "banger: error: image HOST/" + b.repo + ":1: " + b.said + "\n"
+	if b.hint != "" {
+		want += "banger: hint: " + b.hint + "\n"
+	}
 	if got.code != b.code || got.stdout != "" {
 		t.Errorf("exit code %d and %q, want %d", got.code, got.stdout, b.code)
 	}
-	if diff := cmp.Diff(b.said, said); diff != "" {
+	if diff := cmp.Diff(want, s.plainly(got.stderr)); diff != "" {
 		t.Errorf("-want +said:\n%s", diff)
 	}
 }
@@ -91,37 +105,82 @@ func badImages(t *testing.T) []badPull {
 	for i := range many {
 		many[i] = fileOf(fmt.Sprint(i), 0)
 	}
+	const damaged = "make rootfs.ext4: layer 2 of 2: "
 	return []badPull{
-		{repo: "damaged", bad: blobs(func(data []byte) []byte { data[len(data)/2] ^= 1; return data })},
-		{repo: "smaller", bad: blobs(func(data []byte) []byte { return data[:len(data)/2] })},
-		{repo: "longer", bad: blobs(func(data []byte) []byte { return append(data, 0) })},
-		{repo: "bomb", layers: []v1.Layer{layerOf(t, fileOf("zeros", 200<<20))}},
-		{repo: "crowd", layers: []v1.Layer{layerOf(t, many...)}},
-		{repo: "traversal", layers: []v1.Layer{layerOf(t, fileOf("../../../etc/evil", 10))}},
-		{repo: "cut-tar", layers: []v1.Layer{static.NewLayer(make([]byte, 700), "application/vnd.oci.image.layer.v1.tar")}},
-		{repo: "no-tar", layers: []v1.Layer{static.NewLayer([]byte("<html>not here</html>"), types.OCILayer)}},
-		{repo: "media-type", layers: []v1.Layer{static.NewLayer([]byte("{}"), "application/vnd.example.model")}},
-		{repo: "schema-1", bad: manifest1},
-		{repo: "architecture", arch: "s390x"},
-		{repo: "status-401", bad: status(http.StatusUnauthorized, "")},
-		{repo: "status-403", bad: status(http.StatusForbidden, `{"errors":[{"code":"DENIED","message":"not for you"}]}`)},
-		{repo: "status-404", bad: status(http.StatusNotFound, `{"errors":[{"code":"NAME_UNKNOWN"}]}`)},
+		{
+			repo: "damaged", bad: blobs(func(data []byte) []byte { data[len(data)/2] ^= 1; return data }),
+			code: 240, said: damaged + "sha256:DIGEST is damaged: its N bytes have the digest sha256:DIGEST",
+		},
+		{
+			repo: "smaller", bad: blobs(func(data []byte) []byte { return data[:len(data)/2] }),
+			code: 240, said: damaged + "blob sha256:DIGEST has N bytes at the registry, and its manifest says N",
+		},
+		{
+			repo: "longer", bad: blobs(func(data []byte) []byte { return append(data, 0) }),
+			code: 240, said: damaged + "blob sha256:DIGEST has N bytes at the registry, and its manifest says N",
+		},
+		{
+			repo: "bomb", layers: []v1.Layer{layerOf(t, fileOf("zeros", 200<<20))},
+			code: 245, said: "make rootfs.ext4: layer 1 (sha256:DIGEST): the layers hold more than 64M, uncompressed",
+		},
+		{
+			repo: "crowd", layers: []v1.Layer{layerOf(t, many...)},
+			code: 245, said: "make rootfs.ext4: layer 1 (sha256:DIGEST): the layers have more than 1000 entries",
+		},
+		{
+			repo: "cut-tar", layers: []v1.Layer{static.NewLayer(make([]byte, 700), "application/vnd.oci.image.layer.v1.tar")},
+			code: 240, said: "make rootfs.ext4: layer 1 (sha256:DIGEST): its tar stream is cut off",
+		},
+		{
+			repo: "no-tar", layers: []v1.Layer{static.NewLayer([]byte("<html>not here</html>"), types.OCILayer)},
+			code: 240, said: "make rootfs.ext4: layer 1 (sha256:DIGEST): it is not gzip data, as its media type says",
+		},
+		{
+			repo: "media-type", layers: []v1.Layer{static.NewLayer([]byte("{}"), "application/vnd.example.model")},
+			code: 240, said: `layer 1 of 1 (sha256:DIGEST) has the unknown media type "application/vnd.example.model"`,
+		},
+		{
+			repo: "schema-1", bad: manifest1,
+			code: 240, said: "the manifest is of docker's schema 1, which nothing can verify: the image has to be pushed anew",
+		},
+		{
+			repo: "architecture", arch: "s390x",
+			code: 240, said: "the image is for linux/s390x, and linux/" + runtime.GOARCH + " is needed", hint: "banger image catalog",
+		},
+		{
+			repo: "status-401", bad: status(http.StatusUnauthorized, ""),
+			code: 246, said: "registry HOST wants a login for status-401; some also say so of what they do not have", hint: "docker login HOST",
+		},
+		{
+			repo: "status-403", bad: status(http.StatusForbidden, `{"errors":[{"code":"DENIED","message":"not for you"}]}`),
+			code: 246, said: `registry HOST forbids access to status-403: it says "not for you"`, hint: "docker login HOST",
+		},
+		{
+			repo: "status-404", bad: status(http.StatusNotFound, `{"errors":[{"code":"NAME_UNKNOWN"}]}`),
+			code: 241, said: "registry HOST has no repository status-404", hint: "banger image catalog",
+		},
 	}
 }
 
 // badRegistries are such as may be better soon.
 func badRegistries() []badPull {
 	return []badPull{
-		{repo: "status-429", bad: status(http.StatusTooManyRequests, "")},
-		{repo: "status-503", bad: status(http.StatusServiceUnavailable, "")},
-		{repo: "cut", bad: func(w http.ResponseWriter, r *http.Request, good http.Handler) {
-			if !strings.Contains(r.URL.Path, "/blobs/") {
-				good.ServeHTTP(w, r)
-				return
-			}
-			panic(http.ErrAbortHandler)
-		}},
-		{repo: "stall", bad: func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }},
+		{
+			repo: "status-429", bad: status(http.StatusTooManyRequests, ""),
+			code: 244, said: "registry HOST gets too many requests from here (429)", hint: "docker login HOST",
+		},
+		{
+			repo: "status-503", bad: status(http.StatusServiceUnavailable, ""),
+			code: 244, said: "registry HOST is out of order: 503 Service Unavailable", hint: "curl -v http://HOST/v2/",
+		},
+		{
+			repo: "cut", bad: blobs(func([]byte) []byte { panic(http.ErrAbortHandler) }),
+			code: 244, said: "make rootfs.ext4: layer 2 of 2: registry HOST has cut the connection several times",
+		},
+		{
+			repo: "stall", bad: func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() },
+			code: 244, said: "registry HOST has stalled: nothing has come from it for 30s", hint: "curl -v https://HOST/v2/",
+		},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"aead.dev/minisign"
@@ -49,7 +50,8 @@ func TestImageBundleTravels(t *testing.T) {
 	refused := func(what, message string, args ...string) {
 		t.Helper()
 		got := runBanger(t, other, append([]string{"image", "pull", url}, args...)...)
-		if got.code != 246 && got.code != 240 || !bytes.Contains([]byte(got.stderr), []byte(message)) {
+		t.Logf("%s: %s", what, got.stderr)
+		if got.code != 246 && got.code != 240 || !strings.Contains(got.stderr, message) {
 			t.Errorf("%s: exit code %d: %s", what, got.code, got.stderr)
 		}
 		undisturbed(t, home, other, before)

@@ -120,8 +120,9 @@ func total(counts map[string]int) (n int) {
 // pullStage is a point of a pull at which the daemon is killed.
 type pullStage struct {
 	name    string
-	hold    bool   // the largest layer comes only by half
-	reached string // a file of the image in staging that says that it has come there; empty: half of the layer is there
+	hold    bool     // the largest layer comes only by half
+	reached []string // files below the home that are there by then; each stands for so many
+	most    int      // blobs that the next pull has to ask for
 }
 
 // A daemon that is killed in the middle of a pull leaves nothing that the next one would not mend: the same pull works,
@@ -133,11 +134,12 @@ func TestImagePullKilled(t *testing.T) {
 		name string
 		size int64
 	}{{"small", 1 << 20}, {"large", 40 << 20}, {"upper", 1 << 20}}
-	for _, stage := range []pullStage{
-		{name: "downloading", hold: true},
-		{name: "flattening", hold: true, reached: "rootfs.ext4*"},
-		{name: "ext4", reached: "rootfs.ext4*"},
-		{name: "publication", reached: "manifest.json"},
+	const rootfs, blobs = "data/staging/image-*/rootfs.ext4*", "cache/blobs/sha256/????????*"
+	for _, stage := range []pullStage{ // the configuration is always asked for
+		{name: "downloading", hold: true, most: 4},
+		{name: "flattening", hold: true, reached: []string{rootfs, blobs, blobs}, most: 2},
+		{name: "ext4", reached: []string{rootfs, blobs, blobs, blobs}, most: 1},
+		{name: "publication", reached: []string{"data/staging/image-*/manifest.json"}, most: 1},
 	} {
 		t.Run(stage.name, func(t *testing.T) {
 			s.t = t
@@ -146,10 +148,13 @@ func TestImagePullKilled(t *testing.T) {
 				layerOf(t, fileOf(stage.name+layers[2].name, layers[2].size)))
 			stage.kill(t, s, home, vars, ref)
 			s.misbehave(stage.name, nil)
-			before := total(s.blobsAsked(stage.name))
+			before, rests := total(s.blobsAsked(stage.name)), s.restsAsked()
 			answers(t, vars, ref+"\n", "image", "pull", ref)
-			if again := total(s.blobsAsked(stage.name)) - before; again > 2 { // the configuration, and what is missing of the large layer
+			if again := total(s.blobsAsked(stage.name)) - before; again > stage.most {
 				t.Errorf("%d blobs were asked for again: %v", again, s.blobsAsked(stage.name))
+			}
+			if stage.hold && s.restsAsked() == rests {
+				t.Error("the half that was there was downloaded again")
 			}
 			if !slices.ContainsFunc(listImages(t, vars), func(i listedImage) bool { return i.Name == ref }) {
 				t.Errorf("%s is not listed", ref)
@@ -166,7 +171,7 @@ func (stage pullStage) kill(t *testing.T, s *stand, home string, vars []string, 
 	for range attempts {
 		must(t, vars, "image", "list")
 		pid := daemonPID(t, vars)
-		half := make(chan struct{})
+		half, blobsBefore := make(chan struct{}), len(matching(home, "cache/blobs/sha256/????????*"))
 		if stage.hold {
 			s.misbehave(stage.name, onlyHalf(half))
 		}
@@ -179,10 +184,9 @@ func (stage pullStage) kill(t *testing.T, s *stand, home string, vars []string, 
 				t.Fatalf("it has ended: exit code %d: %s", got.code, got.stderr)
 			}
 		}
-		arrived := stage.reached == ""
+		arrived := false
 		for !arrived && len(pulling) == 0 {
-			found, _ := filepath.Glob(filepath.Join(home, "data", "staging", "image-*", stage.reached))
-			arrived = len(found) > 0
+			arrived = there(home, stage.reached, blobsBefore)
 		}
 		if arrived {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -200,6 +204,28 @@ func (stage pullStage) kill(t *testing.T, s *stand, home string, vars []string, 
 		must(t, vars, "image", "rm", ref)
 	}
 	t.Fatalf("%d pulls were over before the daemon could be killed", attempts)
+}
+
+// there reports whether all files are, each pattern as often as it is listed; blobs of before do not count.
+func there(home string, patterns []string, blobs int) bool {
+	want := map[string]int{}
+	for _, p := range patterns {
+		want[p]++
+	}
+	for p, n := range want {
+		if strings.HasPrefix(p, "cache/") {
+			n += blobs
+		}
+		if len(matching(home, p)) < n {
+			return false
+		}
+	}
+	return true
+}
+
+func matching(home, pattern string) []string {
+	found, _ := filepath.Glob(filepath.Join(home, pattern))
+	return found
 }
 
 // staged is what is in staging, two levels deep.
@@ -267,7 +293,7 @@ func TestImagePullNoSpace(t *testing.T) {
 	}
 	home, vars := emptyHome(t)
 	data := filepath.Join(home, "data")
-	if err := syscall.Mount("tmpfs", data, "tmpfs", 0, "size=64m"); err != nil {
+	if err := syscall.Mount("tmpfs", data, "tmpfs", 0, "size=96m"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { // before tearDown, which needs no data
@@ -280,7 +306,7 @@ func TestImagePullNoSpace(t *testing.T) {
 	small := s.put("small", runtime.GOARCH, layerOf(t, fileOf("small", 1<<20)))
 	answers(t, vars, small+"\n", "image", "pull", small)
 	before := listImages(t, vars)
-	big := s.put("big", runtime.GOARCH, layerOf(t, fileOf("big", 80<<20)))
+	big := s.put("big", runtime.GOARCH, layerOf(t, fileOf("text", 200<<20)))
 	got := runBanger(t, vars, "image", "pull", big)
 	t.Log(got.stderr)
 	if got.code != 245 || !strings.Contains(got.stderr, "banger: hint: ") {

@@ -33,6 +33,7 @@ type stand struct {
 	mu    sync.Mutex // guards the fields below
 	bad   map[string]func(w http.ResponseWriter, r *http.Request, good http.Handler)
 	asked map[string]int // GETs by path
+	rests int            // GETs of a part
 }
 
 func newStand(t *testing.T) *stand {
@@ -60,6 +61,9 @@ func (s *stand) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.Method == http.MethodGet {
 		s.asked[r.URL.Path]++
+		if r.Header.Get("Range") != "" {
+			s.rests++
+		}
 	}
 	s.mu.Unlock()
 	if bad != nil {
@@ -74,6 +78,13 @@ func (s *stand) misbehave(repo string, f func(w http.ResponseWriter, r *http.Req
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bad[repo] = f
+}
+
+// restsAsked counts the requests for what was missing of something.
+func (s *stand) restsAsked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rests
 }
 
 // blobsAsked counts the requests for blobs of a repository, each blob by itself.
@@ -134,18 +145,23 @@ func layerOf(t *testing.T, entries ...*tar.Header) v1.Layer {
 	return static.NewLayer(data.Bytes(), types.OCILayer)
 }
 
-// contents are those of a file called zeros, or noise that follows from the name.
+// contents are those of files called zeros and text (every byte is the same), or noise that follows from the name.
 func contents(name string) io.Reader {
-	if name == "zeros" {
-		return zeros{}
+	switch name {
+	case "zeros":
+		return repeated(0)
+	case "text":
+		return repeated('x')
 	}
 	return rand.NewChaCha8(sha256.Sum256([]byte(name)))
 }
 
-type zeros struct{}
+type repeated byte
 
-func (zeros) Read(p []byte) (int, error) {
-	clear(p)
+func (r repeated) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(r)
+	}
 	return len(p), nil
 }
 

@@ -232,6 +232,7 @@ func (p plant) lowest(lister string, s treeSize) {
 		p.file(path, "lower", 0o644)
 	}
 	p.symlink("alias", "real")
+	p.symlink("absolute", "/real")
 	p.symlink("turns/into-link", "../etc")
 
 	p.file("hole", "begin", 0o600)
@@ -291,8 +292,8 @@ func (p plant) second() {
 	p.must(unix.Chmod(p.at("bin/su"), 0o755))
 }
 
-// writeRawLayer writes what umoci would never write by itself: a link to a file of another layer, and a file below a
-// symbolic link to a directory.
+// writeRawLayer writes what umoci would never write by itself: links to files of other layers, files below symbolic links
+// to directories, and one that tries to be outside of the root.
 func writeRawLayer(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -305,6 +306,8 @@ func writeRawLayer(t *testing.T, path string) {
 		{Typeflag: tar.TypeLink, Name: "links/across", Linkname: "links/a", Mode: 0o644, ModTime: when},
 		{Typeflag: tar.TypeLink, Name: "owners/across", Linkname: "owners/3", Mode: 0o600, ModTime: when},
 		{Typeflag: tar.TypeReg, Name: "alias/through-link", Mode: 0o640, Uid: 7, Gid: 8, ModTime: when},
+		{Typeflag: tar.TypeReg, Name: "absolute/through-absolute-link", Mode: 0o640, ModTime: when},
+		{Typeflag: tar.TypeReg, Name: "../../../real/from-below-the-root", Mode: 0o600, ModTime: when},
 		{Typeflag: tar.TypeReg, Name: "odd/.wh.self", ModTime: when},
 	} {
 		if err := w.WriteHeader(h); err != nil {
