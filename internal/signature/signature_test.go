@@ -87,6 +87,9 @@ func TestOneFlippedBitIsRefused(t *testing.T) {
 	start := strings.IndexByte(string(sig), '\n') + 1 // the first line is a comment that nobody believes
 	for i := start; i < len(sig)-1; i++ {
 		bad := append([]byte{}, sig...)
+		if sig[i+1] == '=' { // the last bits of this character are none of the signature's
+			continue
+		}
 		bad[i] ^= 1
 		s, err := Parse("S", bad)
 		if err == nil {
