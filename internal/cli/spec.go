@@ -14,17 +14,19 @@ import (
 
 // specFlags are the flags that say what a new VM is like.
 type specFlags struct {
-	name, image, memory, disk string
-	user, workdir             string
-	cpus                      int
-	env                       []string
-	policy                    policyFlags
+	name, image, kernel string
+	memory, disk        string
+	user, workdir       string
+	cpus                int
+	env                 []string
+	policy              policyFlags
 }
 
 func (f *specFlags) add(cmd *cobra.Command, d *Deps) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "name of the vm (default: one is made up)")
 	flags.StringVar(&f.image, "image", "", "image of its root file system: a name or a reference (see banger image pull --help; default: the configured one)")
+	flags.StringVar(&f.kernel, "kernel", "", "kernel that it boots (see banger kernel catalog; default: the one that the image names)")
 	flags.IntVar(&f.cpus, "cpus", 0, "number of virtual CPUs (default: the configured one)")
 	flags.StringVar(&f.memory, "memory", "", "memory, such as 512M or 2G (default: the configured one)")
 	flags.StringVar(&f.disk, "disk", "", "size of its disk, such as 10G (default: the configured one)")
@@ -33,6 +35,7 @@ func (f *specFlags) add(cmd *cobra.Command, d *Deps) {
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment of commands: NAME=VALUE, or NAME to pass the host's value on")
 	f.policy.add(cmd, "label to find it by: KEY=VALUE; may be given several times", cobra.NoFileCompletions)
 	complete(cmd, "image", completeImages(d))
+	complete(cmd, "kernel", completeKernels(d))
 	for _, flag := range []string{"name", "cpus", "memory", "disk", "user", "workdir", "env"} {
 		complete(cmd, flag, cobra.NoFileCompletions)
 	}
@@ -41,7 +44,7 @@ func (f *specFlags) add(cmd *cobra.Command, d *Deps) {
 // spec checks the flags and returns what they ask for. Whatever can be refused without the daemon is refused here.
 func (f *specFlags) spec(cmd *cobra.Command, d *Deps) (*bangerv1.VMSpec, error) {
 	given := cmd.Flags().Changed
-	s := &bangerv1.VMSpec{Name: f.name, Image: f.image, User: f.user, Workdir: f.workdir}
+	s := &bangerv1.VMSpec{Name: f.name, Image: f.image, Kernel: f.kernel, User: f.user, Workdir: f.workdir}
 	// What is not given is checked as if it were fine: the daemon's defaults are its own matter.
 	check := vm.Spec{CPUs: 1, Memory: vm.MinMemory, Disk: vm.MinDisk}
 	var err error
@@ -52,6 +55,9 @@ func (f *specFlags) spec(cmd *cobra.Command, d *Deps) (*bangerv1.VMSpec, error) 
 	}
 	if given("image") && f.image == "" {
 		return nil, fault.New(fault.Invalid, "the name of the image is empty").WithHint("banger image catalog")
+	}
+	if given("kernel") && f.kernel == "" {
+		return nil, fault.New(fault.Invalid, "the name of the kernel is empty").WithHint("banger kernel catalog")
 	}
 	if s.Image, err = hostReference(f.image); err != nil {
 		return nil, err
