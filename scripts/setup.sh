@@ -32,6 +32,8 @@ buildah             buildah           buildah               buildah          bui
 docker-registry     docker-registry   -                     -                -
 tcc                 tcc               tcc                   tcc              tcc
 setcap              libcap2-bin       libcap                libcap           libcap-progs
+zstd                zstd              zstd                  zstd             zstd
+minisign            minisign          minisign              minisign         minisign
 "
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

@@ -67,12 +67,14 @@ func TestImagePullRefused(t *testing.T) {
 var (
 	digestForm = regexp.MustCompile(`[0-9a-f]{12,64}`)
 	sizeForm   = regexp.MustCompile(`(its|has|says) \d+`)
+	stageForm  = regexp.MustCompile(`(?m)^banger: image: .*\n`) // how far a pull is that takes its time
 	entryForm  = regexp.MustCompile(`entry "[^"]*": `) // whether a limit is noticed at an entry or between two is chance
 )
 
 // plainly is a message without what differs from run to run.
 func (s *stand) plainly(message string) string {
 	message = digestForm.ReplaceAllString(strings.ReplaceAll(message, s.host, "HOST"), "DIGEST")
+	message = stageForm.ReplaceAllString(message, "")
 	return entryForm.ReplaceAllString(sizeForm.ReplaceAllString(message, "$1 N"), "")
 }
 

@@ -353,7 +353,8 @@ func (s *stress) settle() {
 		return s.compare(ctx, c, want)
 	})
 	if err != nil {
-		s.t.Fatal(err)
+		said, _ := os.ReadFile(s.config.Paths.DaemonLog())
+		s.t.Fatalf("%v; the daemons say:\n%s", err, said[max(0, len(said)-(64<<10)):])
 	}
 }
 
