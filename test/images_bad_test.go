@@ -68,7 +68,7 @@ var (
 	digestForm = regexp.MustCompile(`[0-9a-f]{12,64}`)
 	sizeForm   = regexp.MustCompile(`(its|has|says) \d+`)
 	stageForm  = regexp.MustCompile(`(?m)^banger: image: .*\n`) // how far a pull is that takes its time
-	entryForm  = regexp.MustCompile(`entry "[^"]*": `) // whether a limit is noticed at an entry or between two is chance
+	entryForm  = regexp.MustCompile(`entry "[^"]*": `)          // whether a limit is noticed at an entry or between two is chance
 )
 
 // plainly is a message without what differs from run to run.
