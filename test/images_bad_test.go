@@ -181,7 +181,7 @@ func badRegistries() []badPull {
 		},
 		{
 			repo: "stall", bad: func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() },
-			code: 244, said: "registry HOST has stalled: nothing has come from it for 30s", hint: "curl -v https://HOST/v2/",
+			code: 244, said: "registry HOST has stalled: nothing has come from it for 30s", hint: "curl -v http://HOST/v2/",
 		},
 	}
 }

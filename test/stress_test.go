@@ -307,14 +307,20 @@ func (s *stress) exec(ctx context.Context, c *client.Client, name, command strin
 }
 
 // lookUp finds out whether the VM is there after an operation that may have been cut off. A create that was cut off is
-// undone by the next daemon before it answers, or it has made the VM.
+// undone by the next daemon before it answers, or it has made the VM. A removal is finished beside its other work.
 func (s *stress) lookUp(ctx context.Context, v *slot) error {
 	for {
+		state := ""
 		err := s.connect(ctx, func(c *client.Client) error {
-			_, err := c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: v.name}))
+			found, err := c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: v.name}))
+			if err == nil {
+				state = found.Msg.GetState()
+			}
 			return err
 		})
 		switch {
+		case err == nil && state == "deleting" && ctx.Err() == nil:
+			time.Sleep(10 * time.Millisecond)
 		case err == nil:
 			v.exists = true
 			return nil

@@ -52,8 +52,9 @@ func runImagePrune(ctx context.Context, opts pruneOptions, d *Deps) error {
 		return err
 	}
 	defer c.Close()
+	req := &bangerv1.PruneImagesRequest{All: opts.all}
 	if !opts.yes {
-		would, err := prune(ctx, c, opts.all, true)
+		would, err := prune(ctx, c, &bangerv1.PruneImagesRequest{All: opts.all, DryRun: true})
 		if err != nil {
 			return err
 		}
@@ -71,8 +72,14 @@ func runImagePrune(ctx context.Context, opts pruneOptions, d *Deps) error {
 			d.Term.Note("nothing was removed")
 			return nil
 		}
+		req.Only = true // an image that has come meanwhile was not agreed to
+		for _, p := range would.GetPruned() {
+			if p.GetDigest() != "" {
+				req.Digests = append(req.Digests, p.GetDigest())
+			}
+		}
 	}
-	done, err := prune(ctx, c, opts.all, false)
+	done, err := prune(ctx, c, req)
 	if err != nil {
 		return err
 	}
@@ -82,8 +89,8 @@ func runImagePrune(ctx context.Context, opts pruneOptions, d *Deps) error {
 	return d.answerPrune(done, false)
 }
 
-func prune(ctx context.Context, c *client.Client, all, dryRun bool) (*bangerv1.PruneImagesResponse, error) {
-	return message(c.Images.Prune(ctx, connect.NewRequest(&bangerv1.PruneImagesRequest{All: all, DryRun: dryRun})))
+func prune(ctx context.Context, c *client.Client, req *bangerv1.PruneImagesRequest) (*bangerv1.PruneImagesResponse, error) {
+	return message(c.Images.Prune(ctx, connect.NewRequest(req)))
 }
 
 // answerPrune tells what was or would be removed.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -82,13 +83,12 @@ func (f *fleet) dir(id vm.ID) vmdir.Dir { return vmdir.Dir(f.cfg.Paths.VM(string
 // usesTemplate reports whether a VM that runs was started from the template of that key.
 func (f *fleet) usesTemplate(key string) bool {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, r := range f.runs {
-		if l, err := r.dir.ReadLaunch(); err == nil && l.TemplateKey == key {
-			return true
-		}
-	}
-	return false
+	runs := slices.Collect(maps.Values(f.runs))
+	f.mu.Unlock()
+	return slices.ContainsFunc(runs, func(r *run) bool {
+		l, err := r.dir.ReadLaunch()
+		return err == nil && l.TemplateKey == key
+	})
 }
 
 // runOf returns the run of a VM that the fleet watches, or nil.

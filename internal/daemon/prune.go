@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -17,13 +18,14 @@ import (
 
 // Prune implements the RPC.
 func (s *imageService) Prune(ctx context.Context, req *connect.Request[bangerv1.PruneImagesRequest]) (*connect.Response[bangerv1.PruneImagesResponse], error) {
-	all, err := s.parts.prune(ctx, req.Msg.GetAll(), req.Msg.GetDryRun())
+	may := func(digest string) bool { return !req.Msg.GetOnly() || slices.Contains(req.Msg.GetDigests(), digest) }
+	all, err := s.parts.prune(ctx, req.Msg.GetAll(), req.Msg.GetDryRun(), may)
 	if err != nil {
 		return nil, err
 	}
 	out := &bangerv1.PruneImagesResponse{}
 	for _, p := range all {
-		out.Pruned = append(out.Pruned, &bangerv1.Pruned{Kind: p.Kind, Name: p.Name, Bytes: p.Bytes})
+		out.Pruned = append(out.Pruned, &bangerv1.Pruned{Kind: p.Kind, Name: p.Name, Bytes: p.Bytes, Digest: p.Digest})
 		out.FreedBytes += p.Bytes
 	}
 	return connect.NewResponse(out), nil
@@ -31,8 +33,8 @@ func (s *imageService) Prune(ctx context.Context, req *connect.Request[bangerv1.
 
 // prune removes what nobody needs: images, then the blobs and build steps that no image needs (unless an operation counts
 // on them), then what is made again when it is missing.
-func (p *parts) prune(ctx context.Context, all, dryRun bool) ([]library.Pruned, error) {
-	out, err := p.images.Prune(ctx, all, dryRun)
+func (p *parts) prune(ctx context.Context, all, dryRun bool, may func(digest string) bool) ([]library.Pruned, error) {
+	out, err := p.images.Prune(ctx, all, dryRun, may)
 	if err != nil {
 		return nil, err
 	}

@@ -64,12 +64,14 @@ func (f *fleet) suspend(ctx context.Context, v store.VM) (store.VM, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), suspendLimit)
 	defer cancel()
+	// A daemon that ends leaves it to the supervisor; the next one records what has become of the VM.
+	defer context.AfterFunc(f.ctx, cancel)()
 	r := f.adopt(v)
 	if err = f.cfg.step(ctx, StepSuspendDir); err == nil {
 		err = r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true})
 	}
 	if err != nil {
-		if !f.keepsMemory(v.ID) {
+		if f.ctx.Err() == nil && !f.keepsMemory(v.ID) {
 			err = errors.Join(err, atomicfile.RemoveDir(dir))
 		}
 		return v, fault.Context(err, "suspend vm %s", v.Name())

@@ -57,12 +57,6 @@ func (t *templates) choose(ctx context.Context, launch *vmdir.Launch, kernel str
 	if err != nil {
 		t.log.WarnContext(ctx, "there is no template", "template", key, "error", err)
 		launch.TemplateFault = err.Error()
-		if fault.Is(err, fault.Exhausted) { // says nothing about the shape
-			return nil
-		}
-		if err := t.store.Fail(key, err); err != nil {
-			t.log.ErrorContext(ctx, "cannot note the failure of a template", "template", key, "error", err)
-		}
 		return nil
 	}
 	t.store.Touch(key)
@@ -122,7 +116,7 @@ func (t *templates) make(ctx context.Context, driver hypervisor.Driver, machine 
 			Driver: driver, Spec: machine, Shape: shape, Kernel: kernel, Scratch: t.scratch,
 		})
 		if err != nil {
-			return "", err
+			return "", errors.Join(err, t.failed(ctx, key, err))
 		}
 		report(progress.Update{Stage: stageTemplate, Message: "template is ready", Done: 1, Total: 1})
 		t.evict(ctx, key)
@@ -132,6 +126,15 @@ func (t *templates) make(ctx context.Context, driver hypervisor.Driver, machine 
 		return template.Template{}, err
 	}
 	return t.store.Get(key)
+}
+
+// failed counts a failure to make a template, once for all who wait for it. That nobody wants it any more, or that the
+// disk is full, says nothing about the shape.
+func (t *templates) failed(ctx context.Context, key string, err error) error {
+	if ctx.Err() != nil || fault.Is(err, fault.Exhausted) {
+		return nil
+	}
+	return t.store.Fail(key, err)
 }
 
 // evict keeps the templates within their limit, but for those in use and the one that was made just now, which is about
@@ -155,6 +158,9 @@ func (t *templates) used(ctx context.Context, key string, from bool, failure str
 	case from:
 		err = t.store.Forget(key)
 	case failure != "":
+		if _, err := t.store.Get(key); fault.Is(err, fault.NotFound) {
+			return // another VM has told of it: one template that is bad counts once
+		}
 		t.log.WarnContext(ctx, "a vm did not start from its template, which is dropped", "template", key, "error", failure)
 		err = t.store.Fail(key, errors.New(failure))
 	}

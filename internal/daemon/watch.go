@@ -230,13 +230,10 @@ func (f *fleet) recordRunning(r *run, s *bangerv1.SupervisorStatus) error {
 		return err
 	}
 	if err == nil {
-		f.syncRecord(f.ctx, v)                       // a reset has been carried out
-		if err := f.forgetMemory(r.id); err != nil { // it goes on from there and writes to its disk
-			f.log.Warn("cannot remove the memory of a vm that has gone on", "vm", r.id, "error", err)
-		}
-		if l, err := r.dir.ReadLaunch(); err == nil && !r.isReady() {
-			f.templates.used(f.ctx, l.TemplateKey, s.GetFromTemplate(), s.GetTemplateFault())
-		}
+		f.syncRecord(f.ctx, v) // a reset has been carried out
+	}
+	if err == nil && !r.isReady() { // for the first time: what is paused may be being suspended
+		f.firstRun(r, s)
 	}
 	r.mu.Lock()
 	first := !r.ready
@@ -249,6 +246,16 @@ func (f *fleet) recordRunning(r *run, s *bangerv1.SupervisorStatus) error {
 		close(r.settled)
 	}
 	return nil
+}
+
+// firstRun takes care of what a VM was started from, now that it runs.
+func (f *fleet) firstRun(r *run, s *bangerv1.SupervisorStatus) {
+	if err := f.forgetMemory(r.id); err != nil { // it goes on from there and writes to its disk
+		f.log.Warn("cannot remove the memory of a vm that has gone on", "vm", r.id, "error", err)
+	}
+	if l, err := r.dir.ReadLaunch(); err == nil {
+		f.templates.used(f.ctx, l.TemplateKey, s.GetFromTemplate(), s.GetTemplateFault())
+	}
 }
 
 // resume notes that the guest goes on after a pause.

@@ -106,5 +106,9 @@ func piece(in, out *os.File, at, size int64) (int64, error) {
 	if errors.Is(err, unix.ENOSPC) {
 		return 0, os.NewSyscallError("copy_file_range", err)
 	}
-	return io.Copy(io.NewOffsetWriter(out, at), io.NewSectionReader(in, at, size))
+	copied, err := io.Copy(io.NewOffsetWriter(out, at), io.NewSectionReader(in, at, size))
+	if err == nil && copied == 0 { // it has become shorter
+		err = io.ErrUnexpectedEOF
+	}
+	return copied, err
 }

@@ -1,5 +1,10 @@
 package image
 
+import (
+	"banger/internal/imageref"
+	"banger/internal/transfer"
+)
+
 // Default is the image of a VM that names none.
 const Default = "debian-bookworm"
 
@@ -21,8 +26,13 @@ type Origin struct {
 	Size     int64  // of that file; 0: not known
 }
 
-// String returns the origin as it is shown and kept in a manifest: "debian:bookworm".
-func (o Origin) String() string { return o.Kind + ":" + o.Location }
+// String returns the origin as it is shown and kept in a manifest, without credentials: "debian:bookworm".
+func (o Origin) String() string {
+	if imageref.IsURL(o.Location) {
+		return o.Kind + ":" + transfer.Redact(o.Location)
+	}
+	return o.Kind + ":" + o.Location
+}
 
 // Catalog returns every image that can be pulled by name, the default first.
 func Catalog() []Entry {

@@ -95,7 +95,7 @@ func (r Registration) pointTo(m Manifest, info os.FileInfo) (string, Manifest, e
 	m.External = &External{Rootfs: File{Path: r.Rootfs, Size: info.Size(), ModTime: info.ModTime()}}
 	m.Origin, m.Config, m.Size = r.Rootfs, r.Config, uint64(info.Size())
 	m.Digest = source.Identity(source.ConfigDigest(r.Config, r.Arch),
-		[]string{fmt.Sprintf("file:%s:%d:%d", r.Rootfs, info.Size(), info.ModTime().UnixNano())})
+		[]string{fmt.Sprintf("file:%s:%d:%d", r.Rootfs, info.Size(), info.ModTime().UnixNano()), "kernel:" + r.Kernel})
 	dir, err := os.MkdirTemp(r.Staging, "image-*")
 	if err == nil {
 		if err = m.write(dir); err != nil {

@@ -35,7 +35,9 @@ func (s service) Save(ctx context.Context, req *connect.Request[bangerv1.Supervi
 		return nil, err
 	}
 	if req.Msg.GetSuspend() {
-		<-s.gone
+		if _, err := s.awaitEnd(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return connect.NewResponse(&bangerv1.SupervisorSaveResponse{StillUs: saved.StillUS, DiskShared: disk.Shared}), nil
 }
@@ -54,10 +56,15 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		return saved, disk, fault.New(fault.Invalid, "%s is not an empty directory (%v)", dir, err)
 	}
+	wasReady := s.board.phase() == phaseReady
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, emptyDir(dir))
+		if err == nil {
+			return
 		}
+		if req.GetSuspend() && wasReady { // it may stand still, and nobody else will let it go on
+			err = errors.Join(err, s.letGoOn(m))
+		}
+		err = errors.Join(err, emptyDir(dir))
 	}()
 	saved = vmdir.SavedMachine{Launch: s.launch, Created: time.Now().UTC().Truncate(time.Second)}
 	saved.Launch.Template, saved.Launch.TemplateKey, saved.Launch.TemplateFault = nil, "", ""
@@ -82,9 +89,6 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 	}
 	saved.StillUS = still.Microseconds()
 	if err := s.seal(dir, &saved, req.GetDisk()); err != nil {
-		if req.GetSuspend() && s.board.phase() != phasePaused { // it stands still, and nobody else will let it go on
-			err = errors.Join(err, s.resume(ctx, m))
-		}
 		return saved, disk, err
 	}
 	s.log.Info("machine is saved", "dir", dir, "still", still, "suspend", req.GetSuspend())
@@ -93,6 +97,17 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 		s.orders.killNow()
 	}
 	return saved, disk, nil
+}
+
+// letGoOn lets the guest run after a suspend that failed, whose own time may be over. A guest that runs goes on running.
+func (s *Supervisor) letGoOn(m hypervisor.Machine) error {
+	if isDone(m) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(s.orders.asked, s.times.task)
+	defer cancel()
+	defer onDone(ctx, m, cancel)()
+	return s.resume(ctx, m)
 }
 
 // seal makes what was saved durable, and writes last what it is.

@@ -72,6 +72,11 @@ func (s service) Stop(ctx context.Context, req *connect.Request[bangerv1.Supervi
 	default:
 		s.orders.stop(grace)
 	}
+	return s.awaitEnd(ctx)
+}
+
+// awaitEnd answers when the VM has ended.
+func (s service) awaitEnd(ctx context.Context) (*connect.Response[bangerv1.SupervisorStatus], error) {
 	select {
 	case <-s.gone:
 	case <-s.stuck:

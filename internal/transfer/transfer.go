@@ -103,7 +103,11 @@ func CheckURL(text string) error {
 // Redact returns a URL for people: without credentials and without its query, which often is one.
 func Redact(text string) string {
 	u, err := url.Parse(text)
-	if err != nil {
+	if err != nil { // a password may be why
+		if i := strings.LastIndexByte(text, '@'); i >= 0 {
+			text = "..." + text[i:]
+		}
+		text, _, _ = strings.Cut(text, "?")
 		if len(text) > 40 {
 			text = text[:40] + "..."
 		}

@@ -103,7 +103,7 @@ func (b *Builder) buildFrom(ctx context.Context, o Order, r *result, report prog
 		return err
 	}
 	job := build.RunJob{
-		Layers: layers, Argv: o.Argv, Env: base.Config.Env, User: "root", Size: o.Size,
+		Platform: base.Arch, Layers: layers, Argv: o.Argv, Env: base.Config.Env, User: "root", Size: o.Size,
 	}
 	title := strings.Join(o.Argv, " ")
 	if len(o.Argv) == 0 {

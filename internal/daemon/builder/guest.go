@@ -42,7 +42,7 @@ func (b *Builder) tool(ctx context.Context, socket, tool string, passed func(n i
 	said, begin := &tail{}, &head{}
 	code, err := exec(ctx, socket, vmclient.Exec{
 		Start:  &bangerv1.ExecStart{Tool: tool},
-		Stdout: io.MultiWriter(zw, plain, begin, counter(passed)), Stderr: said,
+		Stdout: io.MultiWriter(&bound{left: b.cfg.Limits.Size}, zw, plain, begin, counter(passed)), Stderr: said,
 	})
 	if err != nil {
 		return source.Layer{}, fault.Context(err, "%s of the guest's files", tool)
@@ -62,6 +62,22 @@ func (b *Builder) tool(ctx context.Context, socket, tool string, passed func(n i
 	}
 	out := source.Layer{MediaType: layerType, Digest: digest, Size: size, DiffID: "sha256:" + hex.EncodeToString(plain.Sum(nil))}
 	return out, b.at(ctx, StepLayer)
+}
+
+// bound fails when a guest writes more than an image may hold. The zero value has no limit.
+type bound struct{ left int64 }
+
+// Write counts down.
+func (b *bound) Write(p []byte) (int, error) {
+	if b.left == 0 {
+		return len(p), nil
+	}
+	if b.left -= int64(len(p)); b.left <= 0 {
+		b.left = -1
+		return 0, fault.New(fault.Exhausted, "the guest's files are more than an image may hold").
+			WithHint("banger config set limits.image_size 128G")
+	}
+	return len(p), nil
 }
 
 // exec runs a command in a guest.

@@ -18,6 +18,7 @@ import (
 	"banger/internal/ext4"
 	"banger/internal/fault"
 	"banger/internal/image"
+	"banger/internal/image/source"
 	"banger/internal/progress"
 	"banger/internal/store"
 )
@@ -73,7 +74,8 @@ func promoted(ctx context.Context, a library.Artifact, staged string, report pro
 	if err := m.CheckExternal(); err != nil { // it changed while it was copied
 		return m, err
 	}
-	m.Digest, m.External, m.Used = digest, nil, library.Usage(image.Rootfs(staged))
+	m.Digest = source.Identity(source.ConfigDigest(m.Config, m.Arch), []string{digest, "kernel:" + m.Kernel})
+	m.External, m.Used = nil, library.Usage(image.Rootfs(staged))
 	m.Size = max(m.Size, ext4.DefaultSize)
 	return m, atomicfile.WriteJSON(filepath.Join(staged, image.ManifestFile), m)
 }
@@ -133,6 +135,9 @@ func (c *copier) run(ctx context.Context, size int64) error {
 		}
 		if err != nil {
 			data = at // a file system that does not know its holes
+		}
+		if data >= size { // it grows: whoever compares it with what it was will see that
+			return nil
 		}
 		at = data - data%copyBlock
 		if err := c.copy(at, min(copyBlock, size-at)); err != nil {

@@ -17,7 +17,7 @@ type Pruned struct {
 
 // Prune removes what is kept without a name and no VM uses, with all also what has names. Registered images stay: they
 // take no space, and only their owner knows them. With dryRun nothing happens but the answer.
-func (l *Library) Prune(ctx context.Context, all, dryRun bool) ([]Pruned, error) {
+func (l *Library) Prune(ctx context.Context, all, dryRun bool, may func(digest string) bool) ([]Pruned, error) {
 	l.shelf.mu.Lock()
 	defer l.shelf.mu.Unlock()
 	list, err := l.List(ctx)
@@ -27,7 +27,7 @@ func (l *Library) Prune(ctx context.Context, all, dryRun bool) ([]Pruned, error)
 	var doomed []Entry
 	var dirs []string
 	for _, e := range list {
-		if !e.Busy && !e.Unmanaged && (len(e.Names) == 0 || all) {
+		if !e.Busy && !e.Unmanaged && (len(e.Names) == 0 || all) && may(e.Digest) {
 			doomed, dirs = append(doomed, e), append(dirs, e.Dir)
 		}
 	}

@@ -99,7 +99,7 @@ func (l *Library) job(ctx context.Context, req Request) (operation.Spec, operati
 	}
 	spec := operation.Spec{
 		Kind: string(l.kind) + ".pull", Target: req.Name,
-		Key: fmt.Sprintf("%s/%s/%s/%s/%s/%v", l.kind, req.Name, item.Source, req.Arch, req.SHA256, req.Force),
+		Key: fmt.Sprintf("%s/%s/%s/%s/%s/%v", l.kind, req.Name, req.Reference, req.Arch, req.SHA256, req.Force),
 	}
 	if len(req.Keys) > 0 { // whether two trust the same is not worth a thought
 		spec.Key = ""

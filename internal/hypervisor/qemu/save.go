@@ -227,7 +227,7 @@ func (m *Machine) writeState(ctx context.Context, path string) error {
 	}
 	defer func() { _ = listener.Close() }()
 	received := make(chan error, 1)
-	go func() { received <- receive(listener, file) }() // ends with the listener or the stream; waited for below
+	go func() { received <- receive(ctx, listener, file) }() // ends with the listener or the stream; waited for below
 	err = m.migrate(ctx, socket)
 	if err == nil {
 		err = m.migrated(ctx, nil)
@@ -238,13 +238,14 @@ func (m *Machine) writeState(ctx context.Context, path string) error {
 	return errors.Join(err, <-received)
 }
 
-// receive writes the one stream that comes to a file.
-func receive(listener net.Listener, file *os.File) error {
+// receive writes the one stream that comes to a file. It ends with ctx, too.
+func receive(ctx context.Context, listener net.Listener, file *os.File) error {
 	conn, err := listener.Accept()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	n, err := io.Copy(file, io.LimitReader(conn, maxState))
 	if err == nil && n == maxState {
 		err = fault.New(fault.Internal, "the saved state has more than %d bytes", maxState)
@@ -309,14 +310,23 @@ func (m *Machine) saveCopy(ctx context.Context, to hypervisor.Saved, opt hypervi
 			return goOn(err)
 		}
 	}
-	still, err = goOn(m.send(ctx, receiver, opt.Still))
-	if err != nil {
+	finish := func(err error) error {
+		if err == nil {
+			err = receiver.arrived(ctx)
+		}
+		if err == nil {
+			err = receiver.writeState(ctx, to.State)
+		}
+		return err
+	}
+	sent := m.send(ctx, receiver, opt.Still)
+	if opt.Stay { // nobody else lets it go on when the rest fails
+		return goOn(finish(sent))
+	}
+	if still, err = goOn(sent); err != nil {
 		return still, err
 	}
-	if err := receiver.arrived(ctx); err != nil {
-		return still, err
-	}
-	return still, receiver.writeState(ctx, to.State)
+	return still, finish(nil)
 }
 
 // send migrates the machine to the receiver. When it fails the migration is over.
@@ -345,8 +355,16 @@ func (m *Machine) send(ctx context.Context, receiver *Machine, still func(contex
 		_ = m.migrated(ctx, nil)
 	}()
 	// A guest that is faster than the copy is stopped; the rest is then over soon.
-	hurry := time.AfterFunc(longestCopy, func() { _ = m.qmp.Execute(ctx, "stop", nil, nil) })
-	defer hurry.Stop()
+	stopped := make(chan struct{})
+	hurry := time.AfterFunc(longestCopy, func() {
+		defer close(stopped)
+		_ = m.qmp.Execute(ctx, "stop", nil, nil)
+	})
+	defer func() {
+		if !hurry.Stop() { // it must not come after the guest was let go on
+			<-stopped
+		}
+	}()
 	return m.migrated(ctx, func() error {
 		if still == nil {
 			return nil

@@ -40,6 +40,10 @@ func (d *Driver) hostTSC() uint64 {
 		return known.KHz
 	}
 	rate := tscRate{Boot: id, KHz: measureTSC()}
+	// The same counter, measured anew: what was saved with the rate of before goes on to be of use.
+	if old := known.KHz; old > 0 && max(old, rate.KHz)-min(old, rate.KHz) < old/1000 {
+		rate.KHz = old
+	}
 	if err := writeCache(cache, rate); err != nil {
 		d.opts.Log.Warn("the cache of the counter's rate cannot be written", "component", "qemu", "error", err)
 	}

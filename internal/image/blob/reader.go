@@ -121,6 +121,10 @@ func (r *reader) landed() error {
 	case r.off > 0:
 		return f.err
 	}
+	if r.file != nil { // of the flight that failed, and removed with it
+		_ = r.file.Close()
+		r.file = nil
+	}
 	next, err := r.download.next(f)
 	r.flight = next
 	return err

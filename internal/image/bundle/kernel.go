@@ -274,6 +274,9 @@ func unpackFile(tr *tar.Reader, hdr *tar.Header, dir string) error {
 		}
 		length = n
 	}
+	if most := mostBytes(hdr.Name); length > most {
+		return fault.New(fault.Invalid, "its %d bytes are more than %d", length, most)
+	}
 	file := filepath.Join(dir, filepath.FromSlash(hdr.Name))
 	if sub := path.Dir(hdr.Name); sub != "." {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -295,6 +298,17 @@ func unpackFile(tr *tar.Reader, hdr *tar.Header, dir string) error {
 		err = os.Chtimes(file, time.Time{}, hdr.ModTime)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// mostBytes is how large a kernel's file may be: all but its disk of modules are read as a whole some time.
+func mostBytes(name string) int64 {
+	switch name {
+	case kernel.ManifestFile:
+		return maxManifest
+	case kernel.ModulesFile:
+		return maxFileLength
+	}
+	return 1 << 30
 }
 
 // writeSparse copies r to f and leaves holes for what is zero.

@@ -121,9 +121,13 @@ func (b *fetch) tree(r *Reader) (source.Tree, error) {
 		return source.Tree{}, fault.New(fault.Invalid, "bundle %s is for %s and not for %s", b.name, m.Arch, b.req.Arch).
 			WithHint("banger image pull --platform linux/%s '%s'", m.Arch, b.from)
 	}
+	parts := []string{"kernel:" + m.Kernel}
+	for _, p := range m.Parts {
+		parts = append(parts, "sha256:"+p.SHA256)
+	}
 	t := source.Tree{
 		Tar: r, Origin: b.from, Config: m.Config, Arch: m.Arch, Kernel: m.Kernel, Entries: b.limits.Entries,
-		Digest: source.Identity(source.ConfigDigest(m.Config, m.Arch), []string{"sha256:" + m.Parts[0].SHA256}),
+		Digest: source.Identity(source.ConfigDigest(m.Config, m.Arch), parts),
 	}
 	t.Tar = struct {
 		io.Reader

@@ -3,6 +3,7 @@ package layer
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"io"
 
 	"banger/internal/ext4"
@@ -30,7 +31,14 @@ func passAll(ctx context.Context, f *flattener) error {
 
 // passUpper reads a layer that has others below it.
 func (f *flattener) passUpper(ctx context.Context, i int, higher *touched) error {
-	p := &upperPass{flattener: f, higher: higher, layer: &f.layers[i], alone: newTree(func(int64) error { return nil })}
+	p := &upperPass{flattener: f, higher: higher, layer: &f.layers[i]}
+	left := f.job.opt.Limits.Memory / 8
+	p.alone = newTree(func(n int64) error {
+		if left -= n; left < 0 { // names that mean so many directories: nothing more of this layer is sent early
+			return errTooMany
+		}
+		return nil
+	})
 	p.alone.layer = 1
 	err := f.job.read(ctx, i, p.entry)
 	if err == nil && p.layer.scratch != nil {
@@ -38,6 +46,9 @@ func (f *flattener) passUpper(ctx context.Context, i int, higher *touched) error
 	}
 	return err
 }
+
+// errTooMany says that the names of one layer take too much memory to know them beside the tree of all layers.
+var errTooMany = errors.New("too many names")
 
 // upperPass is the passage of one upper layer.
 type upperPass struct {

@@ -174,6 +174,14 @@ func (e *statusError) when() string {
 	return ""
 }
 
+// schemeOf is how a registry is asked first.
+func schemeOf(host string) string {
+	if mayBePlain(host, nil) {
+		return "http"
+	}
+	return "https"
+}
+
 // explainNetwork is about registries that cannot be reached.
 func explainNetwork(err error, host string) *fault.Error {
 	var stall stalled
@@ -183,7 +191,7 @@ func explainNetwork(err error, host string) *fault.Error {
 	switch {
 	case errors.As(err, &stall):
 		return fault.New(fault.Unavailable, "registry %s has stalled: nothing has come from it for %v", host, stall.after).
-			WithHint("curl -v https://%s/v2/", host)
+			WithHint("curl -v %s://%s/v2/", schemeOf(host), host)
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fault.New(fault.Unavailable, "there is no host called %s", plain).WithHint("getent hosts %s", plain)
 	case errors.As(err, &dns):

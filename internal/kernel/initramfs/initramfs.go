@@ -31,7 +31,7 @@ const (
 )
 
 // layout changes when Build makes something else of the same input.
-const layout = 1
+const layout = 2
 
 // Ensure returns the path of the initramfs for the kernel in kernelDir, whose manifest is m, and the given agent
 // binary. It is made in cacheDir (which is created if need be) unless it is there already. Any number of callers, in
@@ -74,6 +74,7 @@ func readInitrd(kernelDir string, m kernel.Manifest) ([]byte, error) {
 	if err != nil {
 		return nil, damaged(err, m)
 	}
+	data = append(data, 0, 0, 0, 0) // Linux finds the end of an LZ4 stream by a size of zero
 	for len(data)%cpio.Align != 0 {
 		data = append(data, 0)
 	}
@@ -84,7 +85,7 @@ func readInitrd(kernelDir string, m kernel.Manifest) ([]byte, error) {
 func damaged(err error, m kernel.Manifest) error {
 	f := fault.Wrap(fault.Conflict, err, "kernel %s is damaged", m.Name)
 	if m.Origin == kernel.OriginImport {
-		return f.WithHint("banger kernel import --force %s %s", m.Name, m.Source)
+		return f.WithHint("banger kernel import --help   # %s is to be imported again", m.Name)
 	}
 	return f.WithHint("banger kernel pull %s", m.Name)
 }

@@ -2823,7 +2823,9 @@ func (x *RemoveImageResponse) GetFreedBytes() uint64 {
 type PruneImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"` // also images that have a name, but no VM
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`   // also images that have a name, but no VM
+	Only          bool                   `protobuf:"varint,3,opt,name=only,proto3" json:"only,omitempty"` // of images those in digests alone: what somebody was shown and agreed to
+	Digests       []string               `protobuf:"bytes,4,rep,name=digests,proto3" json:"digests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2870,6 +2872,20 @@ func (x *PruneImagesRequest) GetAll() bool {
 		return x.All
 	}
 	return false
+}
+
+func (x *PruneImagesRequest) GetOnly() bool {
+	if x != nil {
+		return x.Only
+	}
+	return false
+}
+
+func (x *PruneImagesRequest) GetDigests() []string {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
 }
 
 type PruneImagesResponse struct {
@@ -3338,7 +3354,8 @@ type Pruned struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "image", "layer", "build-step", "initramfs", "disk-template", "template"
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // real, on the host
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`  // real, on the host
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"` // of an image
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3392,6 +3409,13 @@ func (x *Pruned) GetBytes() uint64 {
 		return x.Bytes
 	}
 	return 0
+}
+
+func (x *Pruned) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
 }
 
 type ListKernelsRequest struct {
@@ -4659,10 +4683,12 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1f\n" +
 	"\vfreed_bytes\x18\x03 \x01(\x04R\n" +
-	"freedBytes\"?\n" +
+	"freedBytes\"m\n" +
 	"\x12PruneImagesRequest\x12\x17\n" +
 	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\"a\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12\x12\n" +
+	"\x04only\x18\x03 \x01(\bR\x04only\x12\x18\n" +
+	"\adigests\x18\x04 \x03(\tR\adigests\"a\n" +
 	"\x13PruneImagesResponse\x12)\n" +
 	"\x06pruned\x18\x01 \x03(\v2\x11.banger.v1.PrunedR\x06pruned\x12\x1f\n" +
 	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
@@ -4702,11 +4728,12 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"6\n" +
 	"\x11PushImageResponse\x12!\n" +
-	"\foperation_id\x18\x01 \x01(\tR\voperationId\"F\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"^\n" +
 	"\x06Pruned\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
-	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\x14\n" +
 	"\x12ListKernelsRequest\"B\n" +
 	"\x13ListKernelsResponse\x12+\n" +
 	"\akernels\x18\x01 \x03(\v2\x11.banger.v1.KernelR\akernels\"$\n" +
