@@ -38,6 +38,7 @@ type Machine struct {
 	done    chan struct{}
 	exit    hypervisor.Exit // valid after done
 	agent   vmmproc.Channel
+	base    *os.File // what Spec.Restore.Memory was when it was mapped, which may be removed meanwhile; else nil
 
 	mu      sync.Mutex // mu guards the fields below
 	reason  string     // of the shutdown, as QEMU said
@@ -89,10 +90,16 @@ func (d *Driver) spawn(ctx context.Context, spec hypervisor.Spec, incoming bool)
 	}
 	m := &Machine{driver: d, spec: spec, ready: make(chan struct{}), done: make(chan struct{})}
 	m.removeSockets() // of a run that was cut off
+	if spec.Restore != nil {
+		if m.base, err = os.Open(spec.Restore.Memory); err != nil {
+			return nil, fault.Wrap(fault.Unavailable, err, "saved memory")
+		}
+	}
 	m.process, err = vmmproc.Start(vmmproc.Config{
 		Path: host.Path, Args: args(spec, known), Env: environment(), Console: spec.Console, Log: spec.Log,
 	})
 	if err != nil {
+		m.closeBase()
 		return nil, fault.Wrap(fault.Unavailable, err, "start QEMU")
 	}
 	m.agent.Path, m.agent.Gone = filepath.Join(spec.RunDir, agentSocket), m.process.Exited()
@@ -166,6 +173,7 @@ func (m *Machine) wait() {
 		m.qmp.Close()
 	}
 	m.agent.Close()
+	m.closeBase()
 	m.removeSockets()
 	m.mu.Lock()
 	reason := m.reason
@@ -199,8 +207,14 @@ func (m *Machine) event(e qmp.Event) {
 	}
 }
 
+func (m *Machine) closeBase() {
+	if m.base != nil {
+		_ = m.base.Close()
+	}
+}
+
 func (m *Machine) removeSockets() {
-	for _, name := range []string{qmpSocket, agentSocket, stateSocket} {
+	for _, name := range []string{qmpSocket, agentSocket, stateSocket, devicesFile} {
 		_ = os.Remove(filepath.Join(m.spec.RunDir, name)) // mostly not there: QEMU removes them when it ends well
 	}
 }

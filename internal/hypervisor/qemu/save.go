@@ -156,6 +156,14 @@ func (m *Machine) Save(ctx context.Context, to hypervisor.Saved, opt hypervisor.
 	if m.spec.MemoryFile == to.Memory {
 		return m.saveShared(ctx, to.State, opt)
 	}
+	still, err = m.saveDirect(ctx, to, opt)
+	if !errors.Is(err, errIndirect) && !cannot(err) {
+		return still, err
+	}
+	m.driver.opts.Log.DebugContext(ctx, "machine is saved by migration", "vm", m.spec.ID, "reason", err)
+	if err := errors.Join(remove(to.Memory), remove(to.State)); err != nil {
+		return 0, err
+	}
 	return m.saveCopy(ctx, to, opt)
 }
 

@@ -1,0 +1,117 @@
+package guestram
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// mapped maps a file of this process privately, as a VMM does with a guest's memory.
+func mapped(t *testing.T, size int) (RAM, []byte, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "memory")
+	if err := os.WriteFile(path, bytes.Repeat([]byte{7}, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Munmap(mem) })
+	return RAM{PID: os.Getpid(), Start: uint64(uintptr(unsafe.Pointer(&mem[0]))), Size: uint64(size)}, mem, path
+}
+
+func TestPrivatePagesAreWhatWasWritten(t *testing.T) {
+	const pages = 3000
+	page := os.Getpagesize()
+	ram, mem, path := mapped(t, pages*page)
+	if err := ram.Check(); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < pages; i += 2 {
+		_ = mem[i*page] // read only: stays the file's
+	}
+	written := 0
+	for i := range pages {
+		if i%3 == 0 || i > 2900 {
+			mem[i*page+i%page] = byte(i)
+			written++
+		}
+	}
+	ranges, err := ram.Private()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := Total(ranges); got != uint64(written*page) {
+		t.Errorf("%d bytes are private, %d pages were written to", got, written)
+	}
+	if len(ranges) <= maxVectors/2 {
+		t.Fatalf("%d ranges are too few for this test", len(ranges))
+	}
+	buf := make([]byte, Total(ranges))
+	if err := ram.Read(ranges, buf); err != nil {
+		t.Fatal(err)
+	}
+	for name, write := range map[string]func(f *os.File) error{
+		"read, then written": func(f *os.File) error { return Write(ranges, buf, f) },
+		"copied":             func(f *os.File) error { return ram.Copy(ranges, f) },
+	} {
+		to := filepath.Join(t.TempDir(), "copy")
+		data, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(to, data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(to, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := write(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		if data, err = os.ReadFile(to); err != nil || !bytes.Equal(data, mem) {
+			t.Errorf("%s: the file is not the memory (%v)", name, err)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	page := uint64(os.Getpagesize())
+	ram, _, _ := mapped(t, int(8*page))
+	longer := ram
+	longer.Size = 1 << 40
+	if err := longer.Check(); err == nil {
+		t.Error("a mapping that is too short is taken")
+	}
+	if err := (RAM{PID: ram.PID, Start: page, Size: page}).Check(); err == nil {
+		t.Error("an address without a mapping is taken")
+	}
+	odd := ram
+	odd.Start++
+	if _, err := odd.Private(); err == nil {
+		t.Error("half a page is taken")
+	}
+	if err := ram.Read([]Range{{0, page}}, make([]byte, 1)); err == nil {
+		t.Error("a buffer that is too short is taken")
+	}
+	nowhere := RAM{PID: ram.PID, Start: page, Size: page}
+	if err := nowhere.Read([]Range{{0, page}}, make([]byte, page)); err == nil {
+		t.Error("read from nowhere")
+	}
+	gone := RAM{PID: 1 << 30, Start: page, Size: page}
+	if _, err := gone.Private(); err == nil {
+		t.Error("pages of a process that is not there")
+	}
+}
