@@ -83,10 +83,11 @@ func (m *Machine) restore(ctx context.Context, from hypervisor.Saved) error {
 	if err := m.arrived(ctx); err != nil {
 		return err
 	}
-	if err := m.tellSizes(ctx, from.Disks); err != nil {
+	// It runs first: newer versions of QEMU (10.0) leave the disks to the sender until then, and resize none.
+	if err := m.Resume(ctx); err != nil {
 		return err
 	}
-	return m.Resume(ctx)
+	return m.tellSizes(ctx, from.Disks)
 }
 
 // tellSizes tells the guest of disks that have another size than it knew.
