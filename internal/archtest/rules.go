@@ -28,16 +28,16 @@ const (
 
 var bans = []ban{
 	{from: vocabulary, to: `.*\..*/.*`, except: `banger/internal/agentwire`, reason: "the vocabulary needs the standard library only"},
-	{from: vocabulary + `|` + mechanisms, to: roles + `|banger/internal/(store|image|kernel|hypervisor|guest|config|term|ext4|template)(/.*)?`, reason: "imports go down, to mechanisms and not from them"},
-	{from: `banger/internal/(hypervisor|image|kernel|store|guest|ext4|debarchive|netstack|config|preflight|term|template)(/.*)?`, to: roles, except: `banger/internal/hypervisor/(fakevmm|hypervisortest)`, reason: "seams and stores do not know the roles"},
+	{from: vocabulary + `|` + mechanisms, to: roles + `|banger/internal/(store|image|kernel|hypervisor|guest|config|term|ext4|template|snapshot)(/.*)?`, reason: "imports go down, to mechanisms and not from them"},
+	{from: `banger/internal/(hypervisor|image|kernel|store|guest|ext4|debarchive|netstack|config|preflight|term|template|snapshot)(/.*)?`, to: roles, except: `banger/internal/hypervisor/(fakevmm|hypervisortest)`, reason: "seams and stores do not know the roles"},
 	{from: anything, to: `database/sql|modernc\.org/sqlite.*`, except: `banger/internal/store`, reason: "the only SQL is in store"},
 	{from: anything, to: `banger/internal/hypervisor/(qemu|firecracker)`, except: `banger/cmd/banger|banger/bench|banger/internal/hypervisor/.*`, reason: "only the composition root sees concrete drivers"},
 	{from: `banger/(cmd|internal)/.*`, to: `banger/internal/hypervisor/(fakevmm|hypervisortest)`, except: `banger/internal/hypervisor/.*`, reason: "the fake VMM is for tests"},
 	{from: `banger/(cmd/banger-agent|internal/agent|internal/agentwire)`, to: `net/http|connectrpc\.com/.*|google\.golang\.org/protobuf.*|banger/proto/.*|github\.com/spf13/.*`, reason: "the agent is loaded and translated at every start: it stays small"},
-	{from: `banger/internal/cli`, to: `banger/internal/(daemon|store|supervisor|image|kernel|ext4|guest|agent|template)(/.*)?|banger/internal/hypervisor/.*`, reason: "the CLI talks to the daemon and to supervisors over their wires"},
+	{from: `banger/internal/cli`, to: `banger/internal/(daemon|store|supervisor|image|kernel|ext4|guest|agent|template|snapshot)(/.*)?|banger/internal/hypervisor/.*`, reason: "the CLI talks to the daemon and to supervisors over their wires"},
 	{from: `banger/internal/daemon(/.*)?`, to: `banger/internal/(cli|client|term|supervisor|agent)`, reason: "roles meet on wires and in vmdir, not in each other's code"},
 	{from: `banger/internal/vmclient`, to: roles + `|banger/internal/(store|image|kernel|hypervisor|guest|config|term)(/.*)?`, reason: "it is the wire's near end and nothing else"},
-	{from: `banger/internal/supervisor`, to: `banger/internal/(cli|client|term|daemon|store|image|kernel|template)(/.*)?`, reason: "a supervisor outlives the daemon and needs nothing of it"},
+	{from: `banger/internal/supervisor`, to: `banger/internal/(cli|client|term|daemon|store|image|kernel|template|snapshot)(/.*)?`, reason: "a supervisor outlives the daemon and needs nothing of it"},
 }
 
 // Only these may use the process's own standard streams or end it.

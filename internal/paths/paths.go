@@ -28,6 +28,7 @@ const (
 	VMExit           = "exit.json"       // how the last run ended; written by the supervisor
 	VMSuspended      = "suspended"       // directory: memory and state of a suspended VM
 	VMSnapshots      = "snapshots"       // directory: one directory per snapshot, by name
+	VMRestoring      = "restoring"       // directory: what a restore is about to put in place, and what it has replaced
 	VMLock           = "supervisor.lock" // held by the supervisor as long as it lives
 )
 

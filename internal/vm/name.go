@@ -19,30 +19,48 @@ type Name string
 
 // ParseName returns s as a Name, or a fault of class Invalid that says which rule s breaks and shows a valid form.
 func ParseName(s string) (Name, error) {
-	refuse := func(rule string) (Name, error) {
+	if rule := BrokenRule(s); rule != "" {
 		return "", fault.New(fault.Invalid, "vm name %q %s", shorten(s), rule).
 			WithHint("banger vm run --name %s", Suggest(s))
 	}
+	return Name(s), nil
+}
+
+// ParseSnapshotName is ParseName for the name of a snapshot, for which the same rules hold. vm is the VM's name, for the
+// hint; it may be empty.
+func ParseSnapshotName(s, vm string) (string, error) {
+	if rule := BrokenRule(s); rule != "" {
+		if vm == "" {
+			vm = "NAME"
+		}
+		return "", fault.New(fault.Invalid, "snapshot name %q %s", shorten(s), rule).
+			WithHint("banger vm snapshot %s %s", vm, Suggest(s))
+	}
+	return s, nil
+}
+
+// BrokenRule says in words which of the rules for names s breaks first; "" for a valid one.
+func BrokenRule(s string) string {
 	switch {
 	case s == "":
-		return refuse("is empty")
+		return "is empty"
 	case len(s) > MaxNameLength:
-		return refuse("is longer than 63 characters")
+		return "is longer than 63 characters"
 	case s[0] == '-':
-		return refuse("starts with '-'")
+		return "starts with '-'"
 	case s[len(s)-1] == '-':
-		return refuse("ends with '-'")
+		return "ends with '-'"
 	}
 	for _, r := range s {
 		switch {
 		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '-':
 		case r >= 'A' && r <= 'Z':
-			return refuse("has upper-case letters; names are lower-case letters, digits and '-'")
+			return "has upper-case letters; names are lower-case letters, digits and '-'"
 		default:
-			return refuse("has a character other than lower-case letters, digits and '-'")
+			return "has a character other than lower-case letters, digits and '-'"
 		}
 	}
-	return Name(s), nil
+	return ""
 }
 
 // Suggest returns a valid name that is close to s, for hints.
