@@ -42,7 +42,15 @@ type Defaults struct {
 	AutoStop time.Duration
 	// IdleAction is what happens to it then: one of the Idle constants.
 	IdleAction string
+	// Checkpoint says when a snapshot is taken by itself: one of the Checkpoint constants. It holds for VMs that are there, too.
+	Checkpoint string
 }
+
+// Values of Defaults.Checkpoint.
+const (
+	CheckpointOff      = "off"
+	CheckpointEachExec = "each-exec"
+)
 
 // Values of Defaults.IdleAction.
 const (
@@ -53,6 +61,7 @@ const (
 // Limits of what the daemon keeps, and of what it takes from elsewhere.
 type Limits struct {
 	Events       int    // the newest so many
+	Checkpoints  int    // automatic snapshots of each VM: the newest so many
 	Templates    uint64 // bytes on the host that templates may take
 	ImageSize    uint64 // bytes of all files of an image
 	ImageEntries int    // files, directories and links of an image
@@ -64,6 +73,9 @@ const (
 	LeastEvents = 100
 	MostEvents  = 1_000_000
 )
+
+// MostCheckpoints is the largest Limits.Checkpoints.
+const MostCheckpoints = 100
 
 // Bounds of the limits of images: below the least no system fits, and above the most what counts them breaks.
 const (
@@ -111,8 +123,9 @@ func Default() Config {
 			Disk:   10 << 30,
 
 			IdleAction: IdleStop,
+			Checkpoint: CheckpointOff,
 		},
-		Limits: Limits{Events: 10_000, Templates: 4 << 30, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
+		Limits: Limits{Events: 10_000, Checkpoints: 5, Templates: 4 << 30, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
 		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto, Templates: true},
 	}
 }
@@ -127,9 +140,11 @@ type file struct {
 		AutoStop *string `toml:"auto_stop"`
 
 		IdleAction *string `toml:"idle_action"`
+		Checkpoint *string `toml:"checkpoint"`
 	} `toml:"defaults"`
 	Limits struct {
 		Events       *int    `toml:"events"`
+		Checkpoints  *int    `toml:"checkpoints"`
 		Templates    *string `toml:"templates"`
 		ImageSize    *string `toml:"image_size"`
 		ImageEntries *int    `toml:"image_entries"`
@@ -196,7 +211,9 @@ func (c *Config) apply(path, text string, f *file) error {
 	set(&c.Defaults.Image, f.Defaults.Image)
 	set(&c.Defaults.CPUs, f.Defaults.CPUs)
 	set(&c.Defaults.IdleAction, f.Defaults.IdleAction)
+	set(&c.Defaults.Checkpoint, f.Defaults.Checkpoint)
 	set(&c.Limits.Events, f.Limits.Events)
+	set(&c.Limits.Checkpoints, f.Limits.Checkpoints)
 	set(&c.Mirror.Debian, f.Mirror.Debian)
 	set(&c.VMM.Driver, f.VMM.Driver)
 	set(&c.VMM.Accelerator, f.VMM.Accelerator)
@@ -221,6 +238,9 @@ func (c *Config) apply(path, text string, f *file) error {
 	if n := c.Limits.Events; n < LeastEvents || n > MostEvents {
 		return refuse(fault.New(fault.Invalid, "%d is not between %d and %d", n, LeastEvents, MostEvents), "limits", "events")
 	}
+	if err := c.checkCheckpoints(refuse); err != nil {
+		return err
+	}
 	if err := c.applyImages(f, refuse); err != nil {
 		return err
 	}
@@ -238,6 +258,17 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if a := c.VMM.Accelerator; !slices.Contains([]string{AcceleratorAuto, AcceleratorKVM, AcceleratorTCG}, a) {
 		return refuse(fault.New(fault.Invalid, "%q is not auto, kvm or tcg", a), "vmm", "accelerator")
+	}
+	return nil
+}
+
+// checkCheckpoints checks what is said about automatic snapshots.
+func (c *Config) checkCheckpoints(refuse func(err error, key ...string) error) error {
+	if n := c.Limits.Checkpoints; n < 1 || n > MostCheckpoints {
+		return refuse(fault.New(fault.Invalid, "%d is not between 1 and %d", n, MostCheckpoints), "limits", "checkpoints")
+	}
+	if p := c.Defaults.Checkpoint; p != CheckpointOff && p != CheckpointEachExec {
+		return refuse(fault.New(fault.Invalid, "%q is not off or each-exec", p), "defaults", "checkpoint")
 	}
 	return nil
 }

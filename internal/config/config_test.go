@@ -34,11 +34,13 @@ image = "debian-trixie"
 cpus = 3
 memory = "512M"
 disk = "20GiB"
+checkpoint = "each-exec"
 [mirror]
 debian = "file:///srv/mirror"
 [limits]
 image_size = "8G"
 image_entries = 5
+checkpoints = 9
 [trust]
 keys = [
   "RWS1E5LUbrIqlNcOTOYJAnxYHS7gu9IvwHgUYxyc5uTrLvMpElJYuqXW", # the team's
@@ -65,8 +67,8 @@ key = "RWS1E5LUbrIqlNcOTOYJAnxYHS7gu9IvwHgUYxyc5uTrLvMpElJYuqXW"
 		t.Fatal(err)
 	}
 	want := Config{
-		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30, IdleAction: IdleStop},
-		Limits:   Limits{Events: 10_000, Templates: 4 << 30, ImageSize: 8 << 30, ImageEntries: 5, DownloadSize: 32 << 30},
+		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30, IdleAction: IdleStop, Checkpoint: CheckpointEachExec},
+		Limits:   Limits{Events: 10_000, Checkpoints: 9, Templates: 4 << 30, ImageSize: 8 << 30, ImageEntries: 5, DownloadSize: 32 << 30},
 		Mirror:   Mirror{Debian: "file:///srv/mirror"},
 		Trust:    Trust{Keys: []string{key}},
 		Registry: Registry{Insecure: []string{"box:5000", "[fd00::1]:80"}},

@@ -1364,11 +1364,13 @@ func (x *EndpointRequest) GetResume() bool {
 }
 
 type EndpointResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
-	Socket        string                 `protobuf:"bytes,2,opt,name=socket,proto3" json:"socket,omitempty"`                           // the supervisor's; empty when the VM does not run
-	ConsoleLog    string                 `protobuf:"bytes,3,opt,name=console_log,json=consoleLog,proto3" json:"console_log,omitempty"` // path of the console log, also of a stopped VM
-	Config        *ImageConfig           `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`                           // of the VM's image
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Vm         *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	Socket     string                 `protobuf:"bytes,2,opt,name=socket,proto3" json:"socket,omitempty"`                           // the supervisor's; empty when the VM does not run
+	ConsoleLog string                 `protobuf:"bytes,3,opt,name=console_log,json=consoleLog,proto3" json:"console_log,omitempty"` // path of the console log, also of a stopped VM
+	Config     *ImageConfig           `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`                           // of the VM's image
+	// The configuration says that a snapshot is to be taken before each command.
+	Checkpoint    bool `protobuf:"varint,20,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1429,6 +1431,13 @@ func (x *EndpointResponse) GetConfig() *ImageConfig {
 		return x.Config
 	}
 	return nil
+}
+
+func (x *EndpointResponse) GetCheckpoint() bool {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return false
 }
 
 type OperationLogsRequest struct {
@@ -4593,13 +4602,16 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\";\n" +
 	"\x0fEndpointRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
-	"\x06resume\x18\x02 \x01(\bR\x06resume\"\x9a\x01\n" +
+	"\x06resume\x18\x02 \x01(\bR\x06resume\"\xba\x01\n" +
 	"\x10EndpointResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\x12\x16\n" +
 	"\x06socket\x18\x02 \x01(\tR\x06socket\x12\x1f\n" +
 	"\vconsole_log\x18\x03 \x01(\tR\n" +
 	"consoleLog\x12.\n" +
-	"\x06config\x18\x04 \x01(\v2\x16.banger.v1.ImageConfigR\x06config\"&\n" +
+	"\x06config\x18\x04 \x01(\v2\x16.banger.v1.ImageConfigR\x06config\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x14 \x01(\bR\n" +
+	"checkpoint\"&\n" +
 	"\x14OperationLogsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x80\x01\n" +
 	"\fOperationLog\x12\x12\n" +
