@@ -178,6 +178,7 @@ func (d *Daemon) Run(ctx context.Context) (err error) {
 func (d *Daemon) serve(p *parts) error {
 	defer p.fleet.close()
 	p.sweep(d.stopCtx)
+	p.fleet.tidyAll(d.stopCtx)
 	// VMs first: what their rows use is kept.
 	if err := p.fleet.rebuild(d.stopCtx); err != nil {
 		return err
@@ -293,6 +294,7 @@ func (p *parts) handler() http.Handler {
 	}, options))
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(&kernelService{parts: p, lib: p.kernels, ops: p.ops}, options))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(&templateService{parts: p}, options))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(&snapshotService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(&daemonService{
 		cfg: cfg, store: p.store, ops: p.ops, started: p.started, shutdown: func() { p.daemon.stop(errShutdown) },
 	}, options))

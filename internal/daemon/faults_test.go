@@ -20,6 +20,7 @@ import (
 	"banger/internal/daemon/daemontest"
 	"banger/internal/daemon/library"
 	"banger/internal/fault"
+	"banger/internal/paths"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -90,7 +91,31 @@ func scenarios() map[daemon.Step]scenario {
 	suspend := scenario{prepare: running, act: func(h *host) error { return second(h.suspend("dev")) }, again: func(h *host) error {
 		return errors.Join(second(h.suspend("dev")), second(h.start("dev")))
 	}}
+	snapshot := same(running, func(h *host) error { return second(h.snapshot(&bangerv1.CreateSnapshotRequest{Ref: "dev", Name: "one"})) })
+	snapshot.again = func(h *host) error {
+		if left := h.ls(filepath.Join(h.get("dev").GetDir(), paths.VMSnapshots)); slices.ContainsFunc(left, func(n string) bool { return n[0] == '.' }) {
+			h.t.Errorf("left: %v", left)
+		}
+		if _, err := h.removeSnapshot("dev", "one"); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		return snapshot.act(h)
+	}
+	restore := scenario{prepare: func(h *host) { running(h); h.twoStates("dev") }, act: func(h *host) error { return h.restore("dev", "one") },
+		again: func(h *host) error {
+			h.eitherState("dev")
+			if err := h.restore("dev", "one"); err != nil {
+				return err
+			}
+			if v := h.get("dev"); v.GetState() != "running" || h.diskSays(v) != "one" || h.launched(v).Resume == nil {
+				h.t.Errorf("restored: %v, its disk says %q", v, h.diskSays(v))
+			}
+			return nil
+		}}
 	return map[daemon.Step]scenario{
+		daemon.StepSnapshotDir: snapshot, daemon.StepSnapshotSaved: snapshot, daemon.StepSnapshotNamed: snapshot,
+		daemon.StepRestorePrepared: restore, daemon.StepRestoreEnded: restore, daemon.StepRestoreMemory: restore, daemon.StepRestoreDisk: restore,
+		daemon.StepRestoreRow: restore, daemon.StepRestoreStarted: restore,
 		daemon.StepSuspendDir: suspend, daemon.StepSuspendEnded: suspend,
 		daemon.StepCreateFetched: create, daemon.StepCreateRow: create, daemon.StepCreateDir: create,
 		daemon.StepCreateDisk: create, daemon.StepCreateRecord: create, daemon.StepCreateMade: create,

@@ -378,6 +378,11 @@ func (f *fleet) remove(ctx context.Context, id vm.ID, force bool) error {
 	if err := refuseLive(v, force); err != nil {
 		return err
 	}
+	if !force {
+		if err := f.refuseSnapshots(v); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
 	return f.destroy(ctx, v.ID)

@@ -32,6 +32,9 @@ const (
 	findUnusableArtifact = "unusable-artifact"
 	findOldInitramfs     = "old-initramfs"
 	findCorruptDatabase  = "corrupt-database"
+	findLeftover         = "leftover-in-vm"
+	findCutOffRestore    = "cut-off-restore"
+	findDamagedSnapshot  = "damaged-snapshot"
 )
 
 // fsckService is the wire's FsckService.
@@ -162,6 +165,7 @@ func (c *checker) row(ctx context.Context, v store.VM) {
 		c.find(findRowWithoutDisk, string(v.Name()), fmt.Sprintf("vm %s has no disk any more (%v): banger vm rm %s forgets it", v.Name(), err, v.Name()), "", nil)
 		return
 	}
+	c.snapshots(ctx, v)
 	if r, err := dir.ReadRecord(); err != nil || stale(r, v) {
 		c.find(findStaleRecord, dir.Path(paths.VMRecord), fmt.Sprintf("it says something else than the database about vm %s", v.Name()),
 			"it is written anew from the database", func() error { return dir.WriteRecord(recordOf(v)) })

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"banger/internal/daemon/library"
+	"banger/internal/store"
 	"banger/internal/vm"
 )
 
@@ -102,5 +103,33 @@ func (c *checker) initramfs(ctx context.Context) {
 	}
 	for _, file := range files {
 		c.find(findOldInitramfs, file, "no kernel of this banger uses it", "it is removed", func() error { return os.Remove(file) })
+	}
+}
+
+// snapshots looks for what snapshots and restores of a VM have left that were cut off, and for snapshots that cannot be
+// used. The caller holds the VM's lock, so that none is under way.
+func (c *checker) snapshots(ctx context.Context, v store.VM) {
+	f := c.fleet
+	for _, path := range f.leftovers(v.ID) {
+		c.find(findLeftover, path, "it was half made or half removed", "it is removed", func() error { return os.RemoveAll(path) })
+	}
+	if r := f.restoring(v.ID); r.isThere() && !v.State.Live() {
+		c.find(findCutOffRestore, string(v.Name()), "a restore was cut off", "it is finished or taken back", func() error {
+			if err := f.endRestore(v.ID); err != nil {
+				return err
+			}
+			_, err := f.matchMemory(ctx, v)
+			return err
+		})
+	}
+	all, err := f.snapshotsOf(v).List()
+	if err != nil {
+		return
+	}
+	for _, snap := range all {
+		if snap.Problem != "" {
+			c.find(findDamagedSnapshot, string(v.Name())+" "+snap.Name, fmt.Sprintf("snapshot %s of vm %s cannot be restored: %s: banger snapshot rm %s %s removes it",
+				snap.Name, v.Name(), snap.Problem, v.Name(), snap.Name), "", nil)
+		}
 	}
 }

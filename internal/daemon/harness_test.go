@@ -48,6 +48,7 @@ type clients struct {
 	events  bangerv1connect.EventServiceClient
 	fscks   bangerv1connect.FsckServiceClient
 	temps   bangerv1connect.TemplateServiceClient
+	snaps   bangerv1connect.SnapshotServiceClient
 }
 
 func dial(p paths.Paths) clients {
@@ -62,6 +63,7 @@ func dial(p paths.Paths) clients {
 		events:  bangerv1connect.NewEventServiceClient(h, rpc.BaseURL, faults),
 		fscks:   bangerv1connect.NewFsckServiceClient(h, rpc.BaseURL, faults),
 		temps:   bangerv1connect.NewTemplateServiceClient(h, rpc.BaseURL, faults),
+		snaps:   bangerv1connect.NewSnapshotServiceClient(h, rpc.BaseURL, faults),
 	}
 }
 

@@ -86,6 +86,7 @@ func (p *parts) staleInitramfs(ctx context.Context) ([]string, error) {
 	cfg := p.daemon.cfg
 	used := map[string]bool{}
 	for _, v := range vms {
+		p.fleet.snapshotRamdisks(v, used)
 		if v.State == vm.Suspended { // goes on with the one that it was started with
 			if m, err := vmdir.ReadSaved(p.fleet.suspendedDir(v.ID)); err == nil {
 				used[m.Launch.Machine.Initramfs] = true

@@ -63,6 +63,14 @@ func (f *fleet) mend(ctx context.Context, v store.VM) store.VM {
 	if !v.Made || v.State == vm.Deleting {
 		return v
 	}
+	if v.State == vm.Running || v.State == vm.Paused {
+		f.finishRestore(ctx, v.ID)
+	}
+	if matched, err := f.matchMemory(ctx, v); err == nil { // a restore was cut off
+		v = matched
+	} else {
+		f.log.ErrorContext(ctx, "cannot record what a restore has left", "vm", v.ID, "error", err)
+	}
 	// A disk grows before its row, never the other way.
 	if info, err := os.Stat(f.dir(v.ID).Path(paths.VMDisk)); err == nil && uint64(info.Size()) > v.Spec.Disk {
 		spec := v.Spec

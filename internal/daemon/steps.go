@@ -47,6 +47,17 @@ const (
 	StepSuspendDir   Step = "suspend.dir"   // the place for the memory is there
 	StepSuspendEnded Step = "suspend.ended" // the memory is on the disk and the VM has ended
 
+	StepSnapshotDir   Step = "snapshot.dir"   // the place for a snapshot is there, under a dot-name
+	StepSnapshotSaved Step = "snapshot.saved" // its files are there
+	StepSnapshotNamed Step = "snapshot.named" // it has its name
+
+	StepRestorePrepared Step = "restore.prepared" // the new disk and memory are there, not in their places
+	StepRestoreEnded    Step = "restore.ended"    // the VM does not run
+	StepRestoreMemory   Step = "restore.memory"   // the new memory is in its place
+	StepRestoreDisk     Step = "restore.disk"     // the new disk, too
+	StepRestoreRow      Step = "restore.row"      // the row says so
+	StepRestoreStarted  Step = "restore.started"  // the guest goes on, or none is to
+
 	StepAdoptExamined Step = "adopt.examined" // it is known what there is of a VM
 	StepAdoptDone     Step = "adopt.done"     // what is to be done about it was done or begun
 	StepRebuildRow    Step = "rebuild.row"    // a directory has got a row again
@@ -61,6 +72,8 @@ func Steps() []Step {
 		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepSuspendDir, StepSuspendEnded, StepOwnRoot, StepOwnReady,
 		library.StepStaged, library.StepMoved, library.StepNamed, library.StepRow,
 		library.StepForgetNames, library.StepForgetRow, library.StepForgetGone,
+		StepSnapshotDir, StepSnapshotSaved, StepSnapshotNamed, StepRestorePrepared, StepRestoreEnded, StepRestoreMemory,
+		StepRestoreDisk, StepRestoreRow, StepRestoreStarted,
 		builder.StepLayer, builder.StepPacked, builder.StepExported, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
 	}
 }

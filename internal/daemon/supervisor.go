@@ -75,9 +75,12 @@ func (s *supervisor) pause(ctx context.Context, on bool) error {
 }
 
 // save saves the VM's machine. A suspend returns when the VM has ended.
-func (s *supervisor) save(ctx context.Context, req *bangerv1.SupervisorSaveRequest) error {
-	_, err := s.client.Save(ctx, connect.NewRequest(req))
-	return err
+func (s *supervisor) save(ctx context.Context, req *bangerv1.SupervisorSaveRequest) (*bangerv1.SupervisorSaveResponse, error) {
+	resp, err := s.client.Save(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Msg, nil
 }
 
 // growDisk tells VMM and guest that the disk's file has grown.

@@ -68,7 +68,7 @@ func (f *fleet) suspend(ctx context.Context, v store.VM) (store.VM, error) {
 	defer context.AfterFunc(f.ctx, cancel)()
 	r := f.adopt(v)
 	if err = f.cfg.step(ctx, StepSuspendDir); err == nil {
-		err = r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true})
+		_, err = r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true})
 	}
 	if err != nil {
 		if f.ctx.Err() == nil && !f.keepsMemory(v.ID) {
@@ -148,18 +148,26 @@ func (f *fleet) resumption(ctx context.Context, v store.VM, launch *vmdir.Launch
 			WithHint("banger vm start --cold %s   # drops the memory, keeps the disk", v.Name())
 	}
 	saved, err := f.readSuspended(v.ID)
+	if err == nil {
+		err = f.goOnFrom(ctx, saved, f.suspendedDir(v.ID), launch)
+	}
 	if err != nil {
 		return refuse(err)
 	}
+	return nil
+}
+
+// goOnFrom has a launch go on from the machine of the same VM that was saved in dir, if that can be restored here and now.
+func (f *fleet) goOnFrom(ctx context.Context, saved vmdir.SavedMachine, dir string, launch *vmdir.Launch) error {
 	machine := saved.Launch.Machine
 	machine.Name, machine.RunDir = launch.Machine.Name, launch.Machine.RunDir
 	if err := f.sameShape(ctx, launch.Driver, machine, saved.Shape); err != nil {
-		return refuse(err)
+		return err
 	}
 	guest := saved.Launch.Guest
 	guest.Env, guest.User, guest.Workdir = launch.Guest.Env, launch.Guest.User, launch.Guest.Workdir
 	launch.Machine, launch.Guest = machine, guest
-	launch.Resume = saved.Saved(f.suspendedDir(v.ID))
+	launch.Resume = saved.Saved(dir)
 	return nil
 }
 

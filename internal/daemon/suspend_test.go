@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/config"
+	"banger/internal/diskcopy"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
@@ -52,7 +53,8 @@ func (f *fake) comesFrom() (exit vmdir.Exit, failed bool) {
 	return exit, false
 }
 
-// Save writes files without anything in them.
+// Save writes files that say which VM and, for the memory, what was written to its disk last. A copy of the disk is asked
+// for with a snapshot, after which the VM goes on.
 func (f *fake) Save(ctx context.Context, req *connect.Request[bangerv1.SupervisorSaveRequest]) (*connect.Response[bangerv1.SupervisorSaveResponse], error) {
 	if asks(f.launch, saveFails) {
 		return nil, fault.New(fault.Exhausted, "no space")
@@ -68,12 +70,22 @@ func (f *fake) Save(ctx context.Context, req *connect.Request[bangerv1.Superviso
 	if err != nil {
 		return nil, err
 	}
+	m.Disks = map[string]uint64{"data": uint64(m.Disk.Size)}
 	if asks(f.launch, savingDies) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
 	for _, name := range []string{vmdir.SavedMemory, vmdir.SavedState} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name+" of "+m.Launch.Guest.Hostname), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	if req.Msg.GetDisk() {
+		copied := filepath.Join(dir, vmdir.SavedDisk)
+		if _, err := diskcopy.Copy(ctx, f.launch.Machine.Disks[1].Path, copied); err != nil {
+			return nil, err
+		}
+		if m.Disk, err = vmdir.StampOf(copied); err != nil {
 			return nil, err
 		}
 	}
@@ -83,6 +95,9 @@ func (f *fake) Save(ctx context.Context, req *connect.Request[bangerv1.Superviso
 	if asks(f.launch, savedDies) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
+	}
+	if !req.Msg.GetSuspend() {
+		return connect.NewResponse(&bangerv1.SupervisorSaveResponse{StillUs: 7}), nil
 	}
 	f.stop <- "suspended"
 	for {

@@ -10,6 +10,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"banger/internal/config"
 	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/netstack"
@@ -207,6 +208,7 @@ func (s *vmService) Endpoint(ctx context.Context, req *connect.Request[bangerv1.
 	if img, err := s.cfg.Images.Load(s.cfg.Paths.Image(v.ImageDigest)); err == nil {
 		out.Config = configProto(img.Config)
 	}
+	out.Checkpoint = s.cfg.Settings.Defaults.Checkpoint == config.CheckpointEachExec
 	if v.State.Live() {
 		out.Socket = s.cfg.Paths.SupervisorSocket(string(v.ID))
 	}

@@ -253,6 +253,9 @@ func (f *fleet) firstRun(r *run, s *bangerv1.SupervisorStatus) {
 	if err := f.forgetMemory(r.id); err != nil { // it goes on from there and writes to its disk
 		f.log.Warn("cannot remove the memory of a vm that has gone on", "vm", r.id, "error", err)
 	}
+	if r.ended == nil { // begun by a daemon before this one, perhaps for a restore that cannot be taken back any more
+		f.finishRestore(f.ctx, r.id)
+	}
 	if l, err := r.dir.ReadLaunch(); err == nil {
 		f.templates.used(f.ctx, l.TemplateKey, s.GetFromTemplate(), s.GetTemplateFault())
 	}

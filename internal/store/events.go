@@ -28,6 +28,10 @@ const (
 	EventIdle    = "vm.idle"
 	EventRestart = "vm.restart" // its restart policy starts it again
 	EventAdopted = "vm.adopted" // its row was made anew from its directory
+
+	EventSnapshotted = "vm.snapshotted"      // by hand
+	EventSnapshotOut = "vm.snapshot-removed" // likewise
+	EventRestored    = "vm.restored"         // to a snapshot
 )
 
 // standardEvents is how many events are kept until KeepEvents says something else. pruneEvery is after how many new

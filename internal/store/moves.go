@@ -87,6 +87,13 @@ func (s *Store) MoveToEnded(ctx context.Context, id vm.ID, e Ended) (VM, error) 
 		e.Reason, e.Code, millis(e.At), millis(e.ActiveAt))
 }
 
+// MoveToRestored records that a VM without processes has other files than before: with the memory of a saved machine it is
+// suspended, without one stopped. resetToken is that of the VM when they were saved.
+func (s *Store) MoveToRestored(ctx context.Context, id vm.ID, state vm.State, resetToken string) (VM, error) {
+	return s.moveFrom(ctx, id, state, []vm.State{vm.Created, vm.Stopped, vm.Failed, vm.Suspended},
+		"reason = '', pending = '', reset_token = ?", resetToken)
+}
+
 // MoveToDeleting records that the VM is to go. There is no way back: whoever finds it in this state finishes it.
 func (s *Store) MoveToDeleting(ctx context.Context, id vm.ID) (VM, error) {
 	return s.move(ctx, id, vm.Deleting, "reason = '', wanted = 0")
@@ -99,11 +106,20 @@ func (s *Store) SetReason(ctx context.Context, id vm.ID, state vm.State, reason 
 }
 
 func (s *Store) move(ctx context.Context, id vm.ID, to vm.State, assign string, args ...any) (VM, error) {
-	var from []string
+	var from []vm.State
 	for _, state := range vm.States() {
 		if state.CanGo(to) {
-			from = append(from, "'"+string(state)+"'") // constants of package vm: no quotes in them
+			from = append(from, state)
 		}
+	}
+	return s.moveFrom(ctx, id, to, from, assign, args...)
+}
+
+// moveFrom is move from some states only.
+func (s *Store) moveFrom(ctx context.Context, id vm.ID, to vm.State, states []vm.State, assign string, args ...any) (VM, error) {
+	var from []string
+	for _, state := range states {
+		from = append(from, "'"+string(state)+"'") // constants of package vm: no quotes in them
 	}
 	query := "UPDATE vms SET state = ?, " + assign + " WHERE id = ? AND state IN (" + strings.Join(from, ", ") +
 		") RETURNING " + columns
