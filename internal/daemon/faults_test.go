@@ -91,7 +91,9 @@ func scenarios() map[daemon.Step]scenario {
 	suspend := scenario{prepare: running, act: func(h *host) error { return second(h.suspend("dev")) }, again: func(h *host) error {
 		return errors.Join(second(h.suspend("dev")), second(h.start("dev")))
 	}}
-	snapshot := same(running, func(h *host) error { return second(h.snapshot(&bangerv1.CreateSnapshotRequest{Ref: "dev", Name: "one"})) })
+	snapshot := same(running, func(h *host) error {
+		return second(h.snapshot(&bangerv1.CreateSnapshotRequest{Ref: "dev", Name: "one"}))
+	})
 	snapshot.again = func(h *host) error {
 		if left := h.ls(filepath.Join(h.get("dev").GetDir(), paths.VMSnapshots)); slices.ContainsFunc(left, func(n string) bool { return n[0] == '.' }) {
 			h.t.Errorf("left: %v", left)
