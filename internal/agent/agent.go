@@ -15,6 +15,7 @@ import (
 	"io"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,6 +52,12 @@ type System interface {
 type Toolbox interface {
 	// Tool makes everything ready for the program of that name and says how it is started.
 	Tool(name string) (tool.Program, error)
+}
+
+// Rehearser is a System that can make ready for being saved: what a first command needs of the disks is in memory then,
+// and nothing waits to be written to them.
+type Rehearser interface {
+	Rehearse(ctx context.Context) error
 }
 
 // Stream is one stream to the host: a yamux stream, a net.Conn or a pollable file. SetDeadline with a time in the past
@@ -204,7 +211,7 @@ func (s *Server) ServeStream(conn Stream) {
 	case agentwire.MethodShutdown:
 		s.serveShutdown(conn, req.Params)
 	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock,
-		agentwire.MethodWake:
+		agentwire.MethodWake, agentwire.MethodRehearse:
 		result, err := s.ask(req)
 		if err != nil {
 			_ = agentwire.WriteFault(conn, err)
@@ -237,13 +244,44 @@ func (s *Server) ask(req agentwire.Request) (any, error) {
 		if err := json.Unmarshal(req.Params, &wake); err != nil || wake.UnixNano <= 0 {
 			return nil, fault.New(fault.Invalid, "malformed wake request")
 		}
-		return nil, s.system.Wake(s.ctx, wake)
+		return nil, s.wake(wake)
+	case agentwire.MethodRehearse:
+		if r, ok := s.system.(Rehearser); ok {
+			return nil, r.Rehearse(s.ctx)
+		}
+		return nil, nil
 	}
 	var clock agentwire.Clock
 	if err := json.Unmarshal(req.Params, &clock); err != nil || clock.UnixNano <= 0 {
 		return nil, fault.New(fault.Invalid, "malformed clock request")
 	}
 	return nil, s.system.SetClock(clock)
+}
+
+// wake passes a wake on and keeps what it says about commands.
+func (s *Server) wake(w agentwire.Wake) error {
+	if w.Settings != nil {
+		if err := checkEnv(w.Settings.Env); err != nil {
+			return err
+		}
+	}
+	if err := s.system.Wake(s.ctx, w); err != nil || w.Settings == nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.config.Env, s.config.User, s.config.Workdir = w.Settings.Env, w.Settings.User, w.Settings.Workdir
+	return nil
+}
+
+// checkEnv refuses what is no environment.
+func checkEnv(env []string) error {
+	for _, kv := range env {
+		if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
+			return fault.New(fault.Invalid, "environment %q is not of the form KEY=VALUE", kv)
+		}
+	}
+	return nil
 }
 
 // hello says who the agent is.

@@ -29,6 +29,7 @@ const (
 	MethodGrow      = "grow"      // params Grow; result Grown
 	MethodClock     = "clock"     // params Clock; no result
 	MethodWake      = "wake"      // params Wake; no result
+	MethodRehearse  = "rehearse"  // no params; no result: see Rehearser of package agent
 )
 
 // Request opens a stream.
@@ -213,6 +214,15 @@ type Wake struct {
 	Entropy  []byte `json:"entropy"`   // 64 bytes
 	// Identity is who it is from now on; nil: who it was.
 	Identity *Identity `json:"identity,omitempty"`
+	// Settings take the place of those of Config; nil: they stay.
+	Settings *Settings `json:"settings,omitempty"`
+}
+
+// Settings are what of Config is about commands only.
+type Settings struct {
+	Env     []string `json:"env,omitempty"`
+	User    string   `json:"user,omitempty"`
+	Workdir string   `json:"workdir,omitempty"`
 }
 
 // Identity is what no two guests share.

@@ -151,6 +151,11 @@ func (c *Client) Wake(ctx context.Context, w agentwire.Wake) error {
 	return c.call(ctx, agentwire.MethodWake, w, nil)
 }
 
+// Rehearse has the guest make ready for being saved: see agent.Rehearser.
+func (c *Client) Rehearse(ctx context.Context) error {
+	return c.call(ctx, agentwire.MethodRehearse, nil, nil)
+}
+
 // Exec starts a command. The context bounds the start only; the Process lives until it is closed.
 func (c *Client) Exec(ctx context.Context, start agentwire.ExecStart) (*Process, error) {
 	var started agentwire.ExecStarted

@@ -78,15 +78,29 @@ func (m *Machine) writeFiles(config agentwire.Config) error {
 		m.Error("no place for /etc: " + err.Error())
 		return nil
 	}
-	type file struct {
-		path    string
-		content func(old string) string
+	files := append(identityFiles(config),
+		file{"/etc/passwd", func(old string) string { return withRoot(old, "root:x:0:0:root:/root:/bin/sh\n") }},
+		file{"/etc/group", func(old string) string { return withRoot(old, "root:x:0:\n") }},
+	)
+	for _, f := range files {
+		if err := rewrite(f.path, f.content); err != nil {
+			m.Error(err.Error())
+		}
 	}
+	return nil
+}
+
+// file is one file that the agent writes. Its content depends on what is there already.
+type file struct {
+	path    string
+	content func(old string) string
+}
+
+// identityFiles are the files that depend on which VM this is.
+func identityFiles(config agentwire.Config) []file {
 	files := []file{
 		{"/etc/hostname", func(string) string { return config.Hostname + "\n" }},
 		{"/etc/hosts", func(old string) string { return hosts(old, config.Hostname) }},
-		{"/etc/passwd", func(old string) string { return withRoot(old, "root:x:0:0:root:/root:/bin/sh\n") }},
-		{"/etc/group", func(old string) string { return withRoot(old, "root:x:0:\n") }},
 	}
 	if config.MachineID != "" {
 		files = append(files, file{"/etc/machine-id", func(string) string { return config.MachineID + "\n" }})
@@ -94,12 +108,38 @@ func (m *Machine) writeFiles(config agentwire.Config) error {
 	if config.Network != nil && len(config.Network.DNS) > 0 {
 		files = append(files, file{"/etc/resolv.conf", func(string) string { return resolvConf(config.Network) }})
 	}
-	for _, f := range files {
-		if err := rewrite(f.path, f.content); err != nil {
-			m.Error(err.Error())
-		}
+	return files
+}
+
+// onePage bounds what is changed in place: it reaches the disk as a whole or not at all.
+const onePage = 4096
+
+// amend is rewrite for a file that this guest, or the one that it was made from, has written before: where the new content
+// is not shorter and fits a page the file is written to. Under software emulation each part of the kernel that is used for
+// the first time takes its time, and replacing a file by another uses many.
+func amend(path string, content func(old string) string) error {
+	old, err := readSmall(path)
+	if err != nil {
+		return rewrite(path, content)
 	}
-	return nil
+	text := content(old)
+	if text == old {
+		return nil
+	}
+	if len(text) >= len(old) && len(text) <= onePage && inPlace(path, []byte(text)) == nil {
+		return nil
+	}
+	return rewrite(path, content)
+}
+
+// inPlace writes to a file that is there and no symbolic link, from its beginning.
+func inPlace(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(text, 0)
+	return errors.Join(err, f.Close())
 }
 
 // rewrite replaces a file if its content is to change. A symbolic link, which may dangle, becomes a file.

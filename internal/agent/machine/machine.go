@@ -44,8 +44,9 @@ type Machine struct {
 	oldRoot, image, data, modules int
 	build                         int // the tmpfs of a build, -1 in other guests
 	switched                      bool
-	dataSerial                    string // of the data disk
-	nic                           string // "" for none
+	dataSerial                    string  // of the data disk
+	nic                           string  // "" for none
+	applied                       network // what nic was set up with
 }
 
 // New returns the machine of this process, which is PID 1.

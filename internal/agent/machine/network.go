@@ -76,7 +76,14 @@ func (m *Machine) setNetwork(ctx context.Context, n *agentwire.Network) error {
 		return fault.New(fault.Unavailable, "the guest has no network interface")
 	}
 	m.nic = nic
-	return parsed.apply(fd, nic)
+	if m.applied.prefix == parsed.prefix && m.applied.gateway == parsed.gateway && m.applied.mtu == parsed.mtu && parsed.mac != nil {
+		return setMAC(fd, nic, parsed.mac) // all that a guest that was woken as another one has to change
+	}
+	if err := parsed.apply(fd, nic); err != nil {
+		return err
+	}
+	m.applied = parsed
+	return nil
 }
 
 // findNIC returns the first interface that is on a bus, or "".

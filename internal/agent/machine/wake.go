@@ -26,10 +26,15 @@ func (m *Machine) Wake(ctx context.Context, w agentwire.Wake) error {
 	if err := addEntropy(w.Entropy); err != nil {
 		return err
 	}
-	if w.Identity == nil {
-		return nil
+	if w.Identity != nil {
+		if err := m.becomeAnother(ctx, w.Identity); err != nil {
+			return err
+		}
 	}
-	return m.becomeAnother(ctx, w.Identity)
+	if w.Settings != nil {
+		m.makeWorkdir(w.Settings.Workdir)
+	}
+	return nil
 }
 
 // becomeAnother gives a guest that was configured another identity.
@@ -42,8 +47,10 @@ func (m *Machine) becomeAnother(ctx context.Context, id *agentwire.Identity) err
 	if err := unix.Sethostname([]byte(id.Hostname)); err != nil {
 		return os.NewSyscallError("sethostname", err)
 	}
-	if err := m.writeFiles(config); err != nil {
-		return err
+	for _, f := range identityFiles(config) {
+		if err := amend(f.path, f.content); err != nil {
+			m.Error(err.Error())
+		}
 	}
 	if id.BootID != "" {
 		if err := setBootID(id.BootID); err != nil {
@@ -55,15 +62,29 @@ func (m *Machine) becomeAnother(ctx context.Context, id *agentwire.Identity) err
 
 // setBootID makes programs read another boot id than the one that the guest shares with the one it was made from.
 func setBootID(id string) error {
+	text := []byte(id + "\n")
+	if sameFile(ownBootID, bootIDFile) { // mounted before; writing is less work
+		return inPlace(ownBootID, text)
+	}
 	if err := os.MkdirAll("/run/banger", 0o755); err != nil {
 		return err
 	}
 	_ = unix.Unmount(bootIDFile, unix.MNT_DETACH) // of a fork before
-	if err := os.WriteFile(ownBootID, []byte(id+"\n"), 0o444); err != nil {
+	if err := os.WriteFile(ownBootID, text, 0o444); err != nil {
 		return err
 	}
 	if err := unix.Mount(ownBootID, bootIDFile, "", unix.MS_BIND, ""); err != nil {
 		return fault.Wrap(fault.Internal, err, "set the boot id")
 	}
 	return nil
+}
+
+// sameFile reports whether two paths are one file.
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	two, err := os.Stat(b)
+	return err == nil && os.SameFile(one, two)
 }
