@@ -18,7 +18,6 @@ import (
 	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/operation"
-	"banger/internal/paths"
 	"banger/internal/progress"
 	"banger/internal/store"
 	"banger/internal/undo"
@@ -155,13 +154,20 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 		return "", err
 	}
 	report(progress.Update{Stage: "disk", Message: "making the disk"})
-	if err := s.build(ctx, v); err != nil {
+	opt := startOptions{cold: o.cold, report: report}
+	if o.start && !o.cold {
+		opt.from, opt.damage = s.fleet.findPrepared(ctx, v)
+	}
+	if err := s.build(ctx, v, opt.from); err != nil {
 		return "", fault.Context(err, "create vm %s", v.Name())
 	}
 	if o.start {
 		report(progress.Update{Stage: "boot", Message: "starting " + string(v.Name())})
-		if err := s.fleet.start(ctx, v, startOptions{cold: o.cold, report: report}); err != nil {
+		if err := s.fleet.start(ctx, v, opt); err != nil {
 			return "", withoutItsLog(err)
+		}
+		if opt.from == nil && !o.cold {
+			s.fleet.prepareLater(ctx, v)
 		}
 	}
 	u.Disarm()
@@ -269,7 +275,7 @@ func (s *vmService) insert(ctx context.Context, v *store.VM, named bool) error {
 }
 
 // build makes the VM's directory. Its record is the last to be written: a directory without one is half made.
-func (s *vmService) build(ctx context.Context, v store.VM) error {
+func (s *vmService) build(ctx context.Context, v store.VM, from *prepared) error {
 	if err := s.cfg.step(ctx, StepCreateRow); err != nil {
 		return err
 	}
@@ -279,9 +285,7 @@ func (s *vmService) build(ctx context.Context, v store.VM) error {
 		step Step
 	}{
 		{func() error { return os.Mkdir(string(dir), 0o700) }, StepCreateDir},
-		{func() error {
-			return s.cfg.FormatDisk(ctx, s.cfg.Paths.Disks(), v.Spec.Disk, dir.Path(paths.VMDisk))
-		}, StepCreateDisk},
+		{func() error { return s.fleet.newDisk(ctx, v, from) }, StepCreateDisk},
 		{func() error { return dir.WriteRecord(recordOf(v)) }, StepCreateRecord},
 		{func() error { return s.store.MarkMade(ctx, v.ID) }, StepCreateMade},
 	} {

@@ -53,6 +53,7 @@ type fleet struct {
 
 	starts    chan struct{} // as many restarts may go on at once
 	templates *templates    // set before the first start
+	preparer  preparer
 
 	mu        sync.Mutex // guards the fields below
 	runs      map[vm.ID]*run
@@ -135,6 +136,8 @@ func atOnce(*run) bool   { return true }
 type startOptions struct {
 	again  bool            // by its restart policy, not by hand
 	cold   bool            // not from a template
+	from   *prepared       // the disk is a copy of this one's, and new
+	damage error           // why from, which was there, is not used
 	leave  <-chan struct{} // when it is closed, the start goes on by itself
 	report progress.Func   // stage "template"; may be nil
 }
@@ -143,6 +146,8 @@ type startOptions struct {
 // caller holds the VM's lock. When the guest does not become ready nothing of it runs any more and the VM is failed;
 // when ctx ends first, it is stopped.
 func (f *fleet) start(ctx context.Context, v store.VM, opt startOptions) error {
+	f.preparer.busy.Add(1)
+	defer f.preparer.busy.Add(-1)
 	launch, err := f.launch(v)
 	if err != nil {
 		return fault.Context(err, "start vm %s", v.Name())
@@ -159,9 +164,14 @@ func (f *fleet) start(ctx context.Context, v store.VM, opt startOptions) error {
 		if err := f.forgetMemory(v.ID); err != nil {
 			return withClass(err)
 		}
+	case opt.from != nil:
+		opt.from.use(&launch, f.templates.store)
 	case !opt.cold:
 		if err := f.templates.choose(ctx, &launch, v.KernelVersion, opt.report); err != nil {
 			return fault.Context(err, "start vm %s", v.Name())
+		}
+		if opt.damage != nil && launch.TemplateFault == "" {
+			launch.TemplateFault = opt.damage.Error() + "; it will be made anew"
 		}
 	}
 	if _, err := f.store.MoveToStarting(ctx, v.ID, opt.again); err != nil {

@@ -39,6 +39,12 @@ func (f *fleet) launch(v store.VM) (vmdir.Launch, error) {
 	if _, err := os.Stat(disk); err != nil {
 		return vmdir.Launch{}, fault.Wrap(fault.Unavailable, err, "its disk is gone").WithHint("banger vm rm %s", v.Name())
 	}
+	return f.describe(v)
+}
+
+// describe is launch for a VM that has no disk yet.
+func (f *fleet) describe(v store.VM) (vmdir.Launch, error) {
+	disk := f.dir(v.ID).Path(paths.VMDisk)
 	p := f.cfg.Paths
 	kernelDir := p.Kernel(v.KernelDigest)
 	img, err := f.rootOf(v)

@@ -23,7 +23,7 @@ const templatesEnv = "BANGER_TEST_TEMPLATES"
 
 // withTemplates has VMs start from templates. faults are those of the fake VMM that makes them.
 func (h *host) withTemplates(faults string) {
-	h.cfg.Settings.VMM.Templates = true
+	h.cfg.Settings.VMM.Templates, h.cfg.Times.Lull = true, time.Hour // no prepared ones, unless a test wants them
 	h.cfg.Drivers = map[string]hypervisor.Driver{"fake": fakevmm.New(fakevmm.Options{Faults: faults})}
 }
 

@@ -7,6 +7,7 @@ type Times struct {
 	Guard     time.Duration // between two looks whether the database is still where it was
 	Reconcile time.Duration // between two comparisons of rows, directories and processes
 	Poll      time.Duration // between two questions to each supervisor when its VM was used last
+	Lull      time.Duration // without the start of a VM, until something is done for later starts
 
 	// A VM that its restart policy starts again waits for RestartFirst, twice as long after each further failure, at
 	// most RestartMost. A run of Stable makes up for the failures before it.
@@ -20,7 +21,7 @@ func (t *Times) fill() {
 		period *time.Duration
 		usual  time.Duration
 	}{
-		{&t.Guard, 2 * time.Second}, {&t.Reconcile, 30 * time.Second}, {&t.Poll, 10 * time.Second},
+		{&t.Guard, 2 * time.Second}, {&t.Reconcile, 30 * time.Second}, {&t.Poll, 10 * time.Second}, {&t.Lull, 2 * time.Second},
 		{&t.RestartFirst, time.Second}, {&t.RestartMost, 5 * time.Minute}, {&t.Stable, time.Minute},
 	} {
 		if *one.period == 0 {

@@ -257,6 +257,8 @@ func (s *Supervisor) configure(ctx context.Context, m hypervisor.Machine) error 
 		err = s.wake(ctx, conn)
 	case s.launch.Resume != nil:
 		err = fault.New(fault.Internal, "the saved guest was not configured")
+	case s.launch.Prepared && hello.Configured: // or booted after all, and the answer to Configure was lost
+		err = s.become(ctx, conn)
 	case !hello.Configured: // it is if the answer of a try before was lost
 		err = s.identify(ctx, conn, hello)
 	}
@@ -289,6 +291,31 @@ func (s *Supervisor) identify(ctx context.Context, conn *connection, hello agent
 	}
 	s.log.Info("guest is configured", "kernel", hello.Kernel, "agent", hello.Build, "millis", configured.Millis)
 	return nil
+}
+
+// become makes this VM of a guest that was configured for one like it. It can be repeated.
+func (s *Supervisor) become(ctx context.Context, conn *connection) error {
+	if err := s.at(StepBootConfigure); err != nil {
+		return err
+	}
+	guest := s.launch.Guest
+	wake := agentwire.Wake{
+		Entropy: make([]byte, 64), UnixNano: time.Now().UnixNano(),
+		Identity: &agentwire.Identity{
+			Hostname: guest.Hostname, MachineID: guest.MachineID, BootID: bootID(), Network: guest.Network,
+		},
+		Settings: &agentwire.Settings{Env: guest.Env, User: guest.User, Workdir: guest.Workdir},
+	}
+	rand.Read(wake.Entropy) // never fails
+	return conn.client.Wake(ctx, wake)
+}
+
+// bootID is a new boot id: a random UUID (RFC 9562, version 4).
+func bootID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // wake tells a guest that goes on what time it is, and perhaps that it is another now. It can be repeated.

@@ -8,13 +8,37 @@ import (
 	"syscall"
 	"testing"
 
+	"banger/internal/guest"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/fakevmm"
+	"banger/internal/paths"
 	bangerv1 "banger/proto/banger/v1"
 )
 
 // template saves a machine of the rig's shape whose agent waits.
 func (r *rig) template() *hypervisor.Saved {
+	return r.templateOf(func(hypervisor.Machine) error { return nil })
+}
+
+// prepared saves one whose guest was configured as somebody else's.
+func (r *rig) prepared() *hypervisor.Saved {
+	return r.templateOf(func(m hypervisor.Machine) error {
+		conn, err := m.ConnectAgent(r.t.Context())
+		if err != nil {
+			return err
+		}
+		mux, err := guest.ConnectMux(r.t.Context(), conn)
+		if err != nil {
+			return err
+		}
+		config := r.launch.Guest
+		config.Hostname, config.Env = "x", []string{"WHO=nobody"}
+		_, err = guest.NewClient(mux).Configure(r.t.Context(), config)
+		return errors.Join(err, mux.Close())
+	})
+}
+
+func (r *rig) templateOf(prepare func(hypervisor.Machine) error) *hypervisor.Saved {
 	r.t.Helper()
 	kernel, run := r.dir.Path("vmlinux"), filepath.Join(r.launch.Paths.Run, "t")
 	if err := errors.Join(os.WriteFile(kernel, nil, 0o600), os.Mkdir(run, 0o700)); err != nil {
@@ -27,6 +51,9 @@ func (r *rig) template() *hypervisor.Saved {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	if err := prepare(m); err != nil {
+		r.t.Fatal(err)
+	}
 	saved := &hypervisor.Saved{Memory: r.dir.Path("memory"), State: r.dir.Path("state")}
 	if _, err := m.(hypervisor.Saver).Save(r.t.Context(), *saved, hypervisor.SaveOptions{Stay: true}); err != nil {
 		r.t.Fatal(err)
@@ -36,6 +63,46 @@ func (r *rig) template() *hypervisor.Saved {
 	}
 	<-m.Done()
 	return saved
+}
+
+// A VM that starts from a prepared template is woken as itself, with its own settings. When that fails it is booted.
+func TestStartFromPreparedTemplate(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*hypervisor.Saved) error
+		from  bool
+	}{
+		"good":            {from: true},
+		"another machine": {spoil: func(s *hypervisor.Saved) error { return os.WriteFile(s.State, []byte("{}"), 0o600) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, untouched := stepRig(t)
+			r.launch.Template, r.launch.TemplateKey, r.launch.Prepared = r.prepared(), "aaaa", true
+			r.launch.Guest.Env = []string{"WHO=me"}
+			if tc.spoil != nil {
+				if err := tc.spoil(r.launch.Template); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sup := r.spawn()
+			if st := r.status(); st.GetFromTemplate() != tc.from || (st.GetTemplateFault() == "") != tc.from {
+				t.Errorf("status %v", st)
+			}
+			if out, code := r.exec(&bangerv1.ExecStart{Argv: []string{"sh", "-c", "echo $WHO"}}); out != "me\n" || code != 0 {
+				t.Errorf("exec: %q %d", out, code)
+			}
+			log, err := os.ReadFile(r.dir.Path(paths.VMConsole))
+			if woken := strings.Contains(string(log), "woken as "+r.launch.Guest.Hostname); err != nil || woken != tc.from {
+				t.Errorf("console %q, %v", log, err)
+			}
+			if _, err := r.stop(false, 0); err != nil {
+				t.Error(err)
+			}
+			sup.wait(t)
+			r.clean()
+			untouched()
+		})
+	}
 }
 
 // A VM starts from its template. When that fails it is booted, and its status says why.

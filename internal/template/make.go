@@ -22,6 +22,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/guest"
 	"banger/internal/hypervisor"
+	"banger/internal/proc"
 	"banger/internal/undo"
 )
 
@@ -46,6 +47,10 @@ type Request struct {
 	Shape   string
 	Kernel  string // release, for people
 	Scratch string // existing directory for sockets, with a short path
+	// Prepare, if it is not nil, makes a prepared template.
+	Prepare *Preparation
+	// Background makes it with what the host's processors have left over.
+	Background bool
 }
 
 // scratchPrefix begins the name of the directory for sockets of a machine that is being made. It is short, since sockets
@@ -80,7 +85,12 @@ func (s *Store) Make(ctx context.Context, r Request) (t Template, err error) {
 	cleanup.Add("remove the run directory", func(context.Context) error { return os.RemoveAll(run) })
 
 	saved := hypervisor.Saved{Memory: filepath.Join(dir, memoryFile), State: filepath.Join(dir, stateFile)}
-	spec, err := r.machine(run, saved.Memory)
+	var spec hypervisor.Spec
+	if r.Prepare == nil {
+		spec, err = r.machine(run, saved.Memory)
+	} else {
+		spec = r.preparedMachine(run, dir, saved.Memory)
+	}
 	if err == nil {
 		err = r.save(ctx, spec, saved)
 	}
@@ -138,7 +148,10 @@ func (r Request) machine(run, memory string) (hypervisor.Spec, error) {
 // save boots the machine, in several attempts if need be, and saves it.
 func (r Request) save(ctx context.Context, spec hypervisor.Spec, to hypervisor.Saved) error {
 	for try := 1; ; try++ {
-		err := r.attempt(ctx, spec, to)
+		err := r.newDisk(ctx, spec)
+		if err == nil {
+			err = r.attempt(ctx, spec, to)
+		}
 		if err == nil || ctx.Err() != nil || try == bootAttempts || !fault.Is(err, fault.Timeout) && !fault.Is(err, fault.Unavailable) {
 			return err
 		}
@@ -156,7 +169,13 @@ func (r Request) attempt(ctx context.Context, spec hypervisor.Spec, to hyperviso
 		return err
 	}
 	defer func() { err = errors.Join(err, end(m)) }()
-	if err := r.await(ctx, m); err != nil {
+	if r.Background {
+		proc.Background(m.PID())
+	}
+	if err = r.prepare(ctx, m); err == nil {
+		err = r.await(ctx, m)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "the guest is not up yet")
 		}
@@ -243,6 +262,9 @@ func (r Request) describe(key, dir string, saved hypervisor.Saved) error {
 		Layout: layout, Key: key, Shape: r.Shape, Driver: r.Driver.Name(), CPUs: r.Spec.CPUs, Memory: r.Spec.Memory, Kernel: r.Kernel,
 		Created: time.Now().UTC().Truncate(time.Second), StateSum: hex.EncodeToString(sum[:]), MemoryMTime: info.ModTime().UnixNano(),
 		Disks: saved.Disks,
+	}
+	if err := r.describeDisk(dir, &meta); err != nil {
+		return err
 	}
 	meta.Sum = meta.sum()
 	return atomicfile.WriteJSON(filepath.Join(dir, metaFile), meta)

@@ -5,6 +5,9 @@
 // template serves all of them (see ARCHITECTURE.md, "One start"). What it does depend on, the Shape of the machine, is the
 // key: another VMM, kernel, agent, processor, number of CPUs or size of memory makes another template.
 //
+// A prepared template goes further: it has a certain image and a disk, and its guest is configured but for what makes one
+// VM differ from another. See Preparation.
+//
 // A template is a directory with three files: the memory, which all VMs that were started from it have mapped privately,
 // the state of the devices, and meta.json, written last, which says what they must be. A template is never changed. It
 // is in the cache: whatever is wrong with one, it is removed and made anew.
@@ -34,6 +37,7 @@ import (
 const (
 	memoryFile = "memory"
 	stateFile  = "state"
+	diskFile   = "disk.ext4" // of a prepared one only
 	metaFile   = "meta.json"
 )
 
@@ -57,15 +61,22 @@ type Meta struct {
 	StateSum    string            `json:"state_sha256"`
 	Disks       map[string]uint64 `json:"disks"`           // see hypervisor.Saved
 	MemoryMTime int64             `json:"memory_mtime_ns"` // nobody writes to it after the template was made
-	Sum         string            `json:"sum"`             // sha256 of all the above
+	// Of a prepared one: see Preparation.
+	Image     string `json:"image,omitempty"` // for people
+	DiskSize  int64  `json:"disk_bytes,omitempty"`
+	DiskMTime int64  `json:"disk_mtime_ns,omitempty"`
+
+	Sum string `json:"sum"` // sha256 of all the above
 }
 
 // Template is a template that can be used.
 type Template struct {
 	Meta
 	Saved hypervisor.Saved
-	Used  uint64    // bytes on the host
-	Last  time.Time // when a VM was started from it
+	// Disk is what the own disk of a VM that is started from it has to be a copy of; empty unless it is prepared.
+	Disk string
+	Used uint64    // bytes on the host
+	Last time.Time // when a VM was started from it
 }
 
 // Key is the name of the template of a shape.
@@ -108,6 +119,15 @@ func (s *Store) Get(key string) (Template, error) {
 	if info.ModTime().UnixNano() != t.MemoryMTime || uint64(info.Size()) != t.Memory {
 		return Template{}, fault.New(fault.Conflict, "template %s: its file %s was changed", key, memoryFile)
 	}
+	if t.Disk != "" {
+		info, err := os.Stat(t.Disk)
+		if err != nil {
+			return Template{}, fault.Wrap(fault.Conflict, err, "template %s", key)
+		}
+		if info.ModTime().UnixNano() != t.DiskMTime || info.Size() != t.DiskSize {
+			return Template{}, fault.New(fault.Conflict, "template %s: its file %s was changed", key, diskFile)
+		}
+	}
 	return t, nil
 }
 
@@ -125,7 +145,12 @@ func (s *Store) load(key string) (Template, error) {
 		return Template{}, fault.New(fault.Conflict, "template %s: its file %s is damaged", key, metaFile)
 	}
 	t.Saved.Disks = t.Disks
-	for _, file := range []string{t.Saved.Memory, t.Saved.State} {
+	files := []string{t.Saved.Memory, t.Saved.State}
+	if t.DiskSize > 0 {
+		t.Disk = filepath.Join(dir, diskFile)
+		files = append(files, t.Disk)
+	}
+	for _, file := range files {
 		used, err := ext4.Usage(file)
 		if err != nil {
 			return Template{}, fault.Wrap(fault.Conflict, err, "template %s", key)

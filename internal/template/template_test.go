@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"banger/internal/agentwire"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/fakevmm"
@@ -103,6 +104,66 @@ func TestMakeAndGet(t *testing.T) {
 		t.Error(err)
 	}
 	empty(t, s.dir)
+}
+
+// prepared makes the request one for a prepared template.
+func (r Request) prepared(image string) Request {
+	r.Shape += "\nimage " + image
+	network := &agentwire.Network{Address: "10.90.0.2/24"}
+	r.Prepare = &Preparation{
+		Image: image, Identity: agentwire.Identity{Hostname: "x", MachineID: strings.Repeat("0", 32), Network: network},
+		Guest: agentwire.Config{
+			Hostname: "x", MachineID: strings.Repeat("0", 32), Network: network, Disks: agentwire.Disks{Image: "image", Data: "data"},
+		},
+		Disk: func(_ context.Context, path string) error { return os.WriteFile(path, []byte("a new disk"), 0o600) },
+	}
+	r.Background = true
+	return r
+}
+
+// A prepared template has a disk, and its guest is configured: who starts from it has to wake it only.
+func TestPrepared(t *testing.T) {
+	s, r := store(t), request(t, "").prepared("debian")
+	made, err := s.Make(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if disk, err := os.ReadFile(made.Disk); err != nil || string(disk) != "a new disk" || made.Image != "debian" {
+		t.Errorf("%+v, disk %q, %v", made, disk, err)
+	}
+	state, err := os.ReadFile(made.Saved.State)
+	if err != nil || !strings.Contains(string(state), `"hostname": "x"`) && !strings.Contains(string(state), `"hostname":"x"`) {
+		t.Errorf("the guest was not configured: %s, %v", state, err)
+	}
+	empty(t, r.Scratch)
+
+	for name, damage := range map[string]func() error{
+		"written": func() error { return os.WriteFile(made.Disk, []byte("another one"), 0o600) },
+		"touched": func() error { return os.Chtimes(made.Disk, time.Now(), time.Now()) },
+		"removed": func() error { return os.Remove(made.Disk) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Get(made.Key); !fault.Is(err, fault.Conflict) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if made, err = s.Make(t.Context(), r); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+}
+
+// A preparation that fails leaves nothing.
+func TestPreparationFails(t *testing.T) {
+	s, r := store(t), request(t, "").prepared("debian")
+	r.Prepare.Guest.Hostname = ""
+	r.Prepare.Disk = func(context.Context, string) error { return errors.New("no disk") }
+	if _, err := s.Make(t.Context(), r); err == nil || !strings.Contains(err.Error(), "no disk") {
+		t.Errorf("err = %v", err)
+	}
+	empty(t, s.dir)
+	empty(t, r.Scratch)
 }
 
 func TestDamage(t *testing.T) {

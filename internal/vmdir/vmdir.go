@@ -60,6 +60,9 @@ type Launch struct {
 	Attempts     int           `json:"attempts"`
 	// Template, if it is not nil, is a saved machine to start from. When that fails the VM is booted.
 	Template *hypervisor.Saved `json:"template,omitempty"`
+	// Prepared says that the guest of Template is configured, with this VM's image and a disk that its own is a copy of: it
+	// is not configured but woken, as this VM.
+	Prepared bool `json:"prepared,omitempty"`
 	// TemplateKey names it, for those who ask which VMs use it.
 	TemplateKey string `json:"template_key,omitempty"`
 	// TemplateFault says what was wrong with templates before the launch: there is none, or it had to be made anew.
