@@ -60,6 +60,26 @@ func From(ctx context.Context, in *os.File, dst string) (res Result, err error) 
 	return res, err
 }
 
+// Share copies src to dst, which must not exist, if that takes no time because blocks are shared. If it cannot be, it is
+// false, and dst does not exist.
+func Share(src, dst string) (bool, error) {
+	in, err := os.Open(src)
+	if err != nil {
+		return false, fault.Wrap(fault.Unavailable, err, "copy disk")
+	}
+	defer func() { _ = in.Close() }()
+	out, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return false, explain(err, dst)
+	}
+	shared := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil
+	err = out.Close()
+	if !shared || err != nil {
+		err = errors.Join(err, os.Remove(dst))
+	}
+	return shared, explain(err, dst)
+}
+
 // explain gives a full disk its class.
 func explain(err error, path string) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EFBIG) {
@@ -70,27 +90,38 @@ func explain(err error, path string) error {
 
 // extents copies what is not a hole.
 func extents(ctx context.Context, in, out *os.File) (total int64, err error) {
-	for at := int64(0); ; {
-		start, err := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return total, nil // only a hole is left
-		}
-		if err != nil {
-			return total, os.NewSyscallError("seek", err)
-		}
-		end, err := unix.Seek(int(in.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			return total, os.NewSyscallError("seek", err)
-		}
+	err = Data(in, func(start, end int64) error {
 		for start < end {
 			if err := context.Cause(ctx); err != nil {
-				return total, err
+				return err
 			}
 			n, err := piece(in, out, start, min(end-start, chunk))
 			if err != nil {
-				return total, err
+				return err
 			}
 			start, total = start+n, total+n
+		}
+		return nil
+	})
+	return total, err
+}
+
+// Data calls visit with the bounds of each stretch of a file that is not a hole.
+func Data(in *os.File, visit func(start, end int64) error) error {
+	for at := int64(0); ; {
+		start, err := unix.Seek(int(in.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // only a hole is left
+		}
+		if err != nil {
+			return os.NewSyscallError("seek", err)
+		}
+		end, err := unix.Seek(int(in.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			return os.NewSyscallError("seek", err)
+		}
+		if err := visit(start, end); err != nil {
+			return err
 		}
 		at = end
 	}

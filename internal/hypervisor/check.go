@@ -56,6 +56,15 @@ func (s Spec) GrowableDisk(serial string, bytes uint64) (int, error) {
 	return i, nil
 }
 
+// Disk looks for the disk with that serial.
+func (s Spec) Disk(serial string) (Disk, error) {
+	i := slices.IndexFunc(s.Disks, func(d Disk) bool { return d.Serial == serial })
+	if i < 0 {
+		return Disk{}, fault.New(fault.NotFound, "vm %s has no disk %q", s.Name, serial)
+	}
+	return s.Disks[i], nil
+}
+
 // sector is the unit of a disk's size.
 const sector = 512
 

@@ -147,10 +147,16 @@ type Saved struct {
 
 // SaveOptions of a Saver.
 type SaveOptions struct {
-	// Still is called while the guest stands still at the instant that is saved: what it does with the disks belongs to
-	// the same instant. Its error undoes the Save. It may be nil.
-	Still func(ctx context.Context) error
-	Stay  bool // the guest is not let go on afterwards: it will be killed
+	// Copies names files to be made, by serial of a disk: what it holds at the instant that is saved. They must not exist.
+	// Holes of the disk are holes of the copy.
+	Copies map[string]string
+	Stay   bool // the guest is not let go on afterwards: it will be killed
+}
+
+// SaveReport says how a Save went.
+type SaveReport struct {
+	Still  time.Duration // how long the guest stood still
+	Shared bool          // the copies share their blocks with the disks
 }
 
 // Shaper is a Driver that can say what a saved machine depends on.
@@ -163,10 +169,9 @@ type Shaper interface {
 
 // Saver is a Machine whose memory and devices can be saved while it runs or is paused.
 type Saver interface {
-	// Save writes both files, which must not exist. It copies what it can while the guest goes on; for how long the guest
-	// stood still is the result. When it fails the files are removed and the guest is as it was before, unless the VMM
-	// is gone.
-	Save(ctx context.Context, to Saved, opt SaveOptions) (still time.Duration, err error)
+	// Save writes both files, which must not exist, and the copies. It copies what it can while the guest goes on. When it
+	// fails all of them are removed and the guest is as it was before, unless the VMM is gone.
+	Save(ctx context.Context, to Saved, opt SaveOptions) (SaveReport, error)
 }
 
 // Reasons that a VMM gives for its end, in the words of QEMU's ShutdownCause. Others are possible.

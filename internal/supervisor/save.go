@@ -10,7 +10,6 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/atomicfile"
-	"banger/internal/diskcopy"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/vmdir"
@@ -23,12 +22,12 @@ func (s service) Save(ctx context.Context, req *connect.Request[bangerv1.Supervi
 		return nil, fault.New(fault.Invalid, "directory %q is not absolute", dir)
 	}
 	var saved vmdir.SavedMachine
-	var disk diskcopy.Result
+	var shared bool
 	err := s.lead(ctx, task{limit: s.times.save, do: func(taskCtx context.Context, m hypervisor.Machine) (err error) {
 		if err := ctx.Err(); err != nil { // who asked for it is gone
 			return fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "save")
 		}
-		saved, disk, err = s.save(taskCtx, m, req.Msg)
+		saved, shared, err = s.save(taskCtx, m, req.Msg)
 		return err
 	}})
 	if err != nil {
@@ -39,22 +38,22 @@ func (s service) Save(ctx context.Context, req *connect.Request[bangerv1.Supervi
 			return nil, err
 		}
 	}
-	return connect.NewResponse(&bangerv1.SupervisorSaveResponse{StillUs: saved.StillUS, DiskShared: disk.Shared}), nil
+	return connect.NewResponse(&bangerv1.SupervisorSaveResponse{StillUs: saved.StillUS, DiskShared: shared}), nil
 }
 
 // save saves the machine. When it fails the directory is as it was, empty, and the guest runs or is paused as before.
 // Leading goroutine only.
-func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *bangerv1.SupervisorSaveRequest) (saved vmdir.SavedMachine, disk diskcopy.Result, err error) {
+func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *bangerv1.SupervisorSaveRequest) (saved vmdir.SavedMachine, shared bool, err error) {
 	dir := req.GetDir()
 	saver, shaper, err := s.saver(m)
 	if err != nil {
-		return saved, disk, err
+		return saved, false, err
 	}
 	if err := s.at(StepSaveBegin); err != nil {
-		return saved, disk, err
+		return saved, false, err
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		return saved, disk, fault.New(fault.Invalid, "%s is not an empty directory (%v)", dir, err)
+		return saved, false, fault.New(fault.Invalid, "%s is not an empty directory (%v)", dir, err)
 	}
 	wasReady := s.board.phase() == phaseReady
 	defer func() {
@@ -70,33 +69,29 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 	saved.Launch.Template, saved.Launch.TemplateKey, saved.Launch.TemplateFault = nil, "", ""
 	saved.Launch.Resume, saved.Launch.Identity = nil, nil
 	if saved.Shape, err = shaper.Shape(ctx, s.launch.Machine); err != nil {
-		return saved, disk, err
+		return saved, false, err
 	}
 	if saved.Disks, err = s.launch.Machine.DiskSizes(); err != nil {
-		return saved, disk, err
+		return saved, false, err
 	}
-	still, err := saver.Save(ctx, *saved.Saved(dir), hypervisor.SaveOptions{
-		Stay: req.GetSuspend(),
-		Still: func(ctx context.Context) (err error) {
-			if req.GetDisk() {
-				disk, err = diskcopy.Copy(ctx, s.diskPath(), filepath.Join(dir, vmdir.SavedDisk))
-			}
-			return err
-		},
-	})
+	opt := hypervisor.SaveOptions{Stay: req.GetSuspend()}
+	if req.GetDisk() {
+		opt.Copies = map[string]string{s.launch.Guest.Disks.Data: filepath.Join(dir, vmdir.SavedDisk)}
+	}
+	report, err := saver.Save(ctx, *saved.Saved(dir), opt)
 	if err != nil {
-		return saved, disk, err
+		return saved, false, err
 	}
-	saved.StillUS = still.Microseconds()
+	saved.StillUS = report.Still.Microseconds()
 	if err := s.seal(dir, &saved, req.GetDisk()); err != nil {
-		return saved, disk, err
+		return saved, false, err
 	}
-	s.log.Info("machine is saved", "dir", dir, "still", still, "suspend", req.GetSuspend())
+	s.log.Info("machine is saved", "dir", dir, "still", report.Still, "suspend", req.GetSuspend())
 	if req.GetSuspend() {
 		s.suspended = true
 		s.orders.killNow()
 	}
-	return saved, disk, nil
+	return saved, report.Shared, nil
 }
 
 // letGoOn lets the guest run after a suspend that failed, whose own time may be over. A guest that runs goes on running.

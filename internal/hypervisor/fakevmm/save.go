@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/internal/atomicfile"
+	"banger/internal/diskcopy"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 )
@@ -23,31 +24,41 @@ func shape(spec hypervisor.Spec) string {
 }
 
 // Save implements hypervisor.Saver: the memory is an empty file, the state what the agent was told.
-func (m *Machine) Save(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions) (still time.Duration, err error) {
+func (m *Machine) Save(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions) (report hypervisor.SaveReport, err error) {
 	began := time.Now()
+	made := []string{to.State, to.Memory}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(to.State), os.RemoveAll(to.Memory))
+		if err == nil {
+			return
+		}
+		for _, path := range made {
+			err = errors.Join(err, os.RemoveAll(path))
 		}
 	}()
 	if err := os.WriteFile(to.Memory, nil, 0o600); err != nil {
-		return 0, fault.Wrap(fault.Internal, err, "fake vmm: save")
+		return report, fault.Wrap(fault.Internal, err, "fake vmm: save")
 	}
 	if err := os.Truncate(to.Memory, int64(m.spec.Memory)); err != nil {
-		return 0, fault.Wrap(fault.Internal, err, "fake vmm: save")
+		return report, fault.Wrap(fault.Internal, err, "fake vmm: save")
 	}
 	if err := m.command(ctx, orderSave+" "+to.State); err != nil {
-		return 0, err
+		return report, err
 	}
 	if _, err := os.Stat(to.State); err != nil {
-		return 0, fault.Wrap(fault.Internal, err, "fake vmm: save")
+		return report, fault.Wrap(fault.Internal, err, "fake vmm: save")
 	}
-	if opt.Still != nil {
-		if err := opt.Still(ctx); err != nil {
-			return 0, err
+	for serial, path := range opt.Copies {
+		disk, err := m.spec.Disk(serial)
+		if err != nil {
+			return report, err
 		}
+		if _, err := diskcopy.Copy(ctx, disk.Path, path); err != nil {
+			return report, err
+		}
+		made = append(made, path)
 	}
-	return time.Since(began), nil
+	report.Still = time.Since(began)
+	return report, nil
 }
 
 // restore takes in what was saved.

@@ -1,10 +1,11 @@
 package hypervisortest
 
 import (
-	"context"
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -103,18 +104,22 @@ func (h Harness) saveTemplate(t *testing.T) {
 // saveRunning saves a machine that goes on, and starts another one from it.
 func (h Harness) saveRunning(t *testing.T) {
 	m, client := h.boot(t)
-	saved, called := savedIn(t), false
-	still, err := h.saver(t, m).Save(bounded(t, time.Minute), saved, hypervisor.SaveOptions{Still: func(context.Context) error {
-		called = true
-		return nil
-	}})
+	disk := m.ownDisk(t)
+	spotted(t, disk.Path)
+	saved := savedIn(t)
+	copied := saved.Memory + ".disk"
+	report, err := h.saver(t, m).Save(bounded(t, time.Minute), saved, hypervisor.SaveOptions{Copies: map[string]string{disk.Serial: copied}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("saved; stood still for %v", still)
-	if !called {
-		t.Error("Still was not called")
+	t.Logf("saved: %+v", report)
+	if sum(t, copied) != sum(t, disk.Path) {
+		t.Error("the copy of the disk is another")
 	}
+	if got, most := allocated(t, copied), allocated(t, disk.Path); got > most {
+		t.Errorf("the copy of the disk takes %d bytes, the disk %d", got, most)
+	}
+	spotless(t, m.runDir)
 	if _, err := client.Hello(bounded(t, endTimeout)); err != nil {
 		t.Errorf("the agent of the machine that was saved: %v", err)
 	}
@@ -134,19 +139,35 @@ func (h Harness) saveRunning(t *testing.T) {
 func (h Harness) saveFailures(t *testing.T) {
 	m, client := h.boot(t)
 	s := h.saver(t, m)
-	saved, refuse := savedIn(t), errors.New("no room for the disk")
-	_, err := s.Save(bounded(t, time.Minute), saved, hypervisor.SaveOptions{Still: func(context.Context) error { return refuse }})
-	if !errors.Is(err, refuse) {
-		t.Errorf("err = %v", err)
+	saved, serial := savedIn(t), m.ownDisk(t).Serial
+	taken := filepath.Join(t.TempDir(), "taken")
+	if err := os.WriteFile(taken, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	for _, file := range []string{saved.Memory, saved.State} {
-		if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is left: %v", file, err)
+	for name, copies := range map[string]map[string]string{
+		"no such disk": {"nonesuch": saved.Memory + ".disk"},
+		"file exists":  {serial: taken},
+		"no directory": {serial: "/nonexistent/disk"},
+	} {
+		if _, err := s.Save(bounded(t, time.Minute), saved, hypervisor.SaveOptions{Copies: copies}); err == nil {
+			t.Errorf("%s: saved", name)
+		}
+		for _, file := range []string{saved.Memory, saved.State, saved.Memory + ".disk"} {
+			if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: %s is left: %v", name, file, err)
+			}
 		}
 	}
+	if text, err := os.ReadFile(taken); err != nil || string(text) != "mine" {
+		t.Errorf("a file that was there: %q, %v", text, err)
+	}
 	missing := hypervisor.Saved{Memory: "/nonexistent/memory", State: "/nonexistent/state"}
-	if _, err := s.Save(bounded(t, time.Minute), missing, hypervisor.SaveOptions{}); err == nil {
+	disk := saved.Memory + ".disk"
+	if _, err := s.Save(bounded(t, time.Minute), missing, hypervisor.SaveOptions{Copies: map[string]string{serial: disk}}); err == nil {
 		t.Error("saved to a directory that does not exist")
+	}
+	if _, err := os.Lstat(disk); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the copy of the disk is left: %v", err)
 	}
 	if _, err := client.Hello(bounded(t, endTimeout)); err != nil {
 		t.Errorf("the agent after saves that failed: %v", err)
@@ -176,6 +197,57 @@ func (h Harness) saveFailures(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		nothingLeft(t, spec.RunDir)
+	}
+}
+
+// ownDisk is the disk that the machine can write to.
+func (m *machine) ownDisk(t *testing.T) hypervisor.Disk {
+	t.Helper()
+	i := slices.IndexFunc(m.disks, func(d hypervisor.Disk) bool { return !d.ReadOnly })
+	if i < 0 {
+		t.Fatal("the harness has no disk that can be written to")
+	}
+	return m.disks[i]
+}
+
+// spotted makes a disk have data and holes, behind the back of a guest that does not use it.
+func spotted(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_TRUNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []int64{0, 70 << 10, 1<<20 - 512} {
+		if _, err := f.WriteAt(bytes.Repeat([]byte{byte(at) | 1}, 512), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func allocated(t *testing.T, path string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
+// spotless checks that a save has left nothing in the run directory of a machine that goes on.
+func spotless(t *testing.T, runDir string) {
+	t.Helper()
+	entries, err := os.ReadDir(runDir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "copy") || strings.HasPrefix(e.Name(), "save") || strings.HasPrefix(e.Name(), "state") {
+			t.Errorf("%s is left in the run directory", e.Name())
+		}
 	}
 }
 

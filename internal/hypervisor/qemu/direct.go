@@ -41,7 +41,7 @@ const (
 var errIndirect = errors.New("the machine cannot be saved directly")
 
 // saveDirect saves a machine whose memory is its own.
-func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions) (still time.Duration, err error) {
+func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions, copies *copies) (still time.Duration, err error) {
 	ram, before, err := m.own(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", errIndirect, err)
@@ -72,8 +72,8 @@ func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hyper
 	if err == nil {
 		err = p.take()
 	}
-	if err == nil && opt.Still != nil {
-		err = opt.Still(ctx)
+	if err == nil {
+		err = copies.still(ctx)
 	}
 	if err == nil && opt.Stay { // nobody else lets it go on when this fails
 		err = writeNew(to.State, devices)

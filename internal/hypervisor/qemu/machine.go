@@ -38,11 +38,13 @@ type Machine struct {
 	done    chan struct{}
 	exit    hypervisor.Exit // valid after done
 	agent   vmmproc.Channel
-	base    *os.File // what Spec.Restore.Memory was when it was mapped, which may be removed meanwhile; else nil
+	base    *os.File      // what Spec.Restore.Memory was when it was mapped, which may be removed meanwhile; else nil
+	stops   chan struct{} // receives when the CPUs have stopped; has room for one
 
 	mu      sync.Mutex // mu guards the fields below
 	reason  string     // of the shutdown, as QEMU said
 	stopped time.Time  // when the CPUs were stopped last
+	resumed time.Time  // when they went on
 }
 
 var (
@@ -88,7 +90,7 @@ func (d *Driver) spawn(ctx context.Context, spec hypervisor.Spec, incoming bool)
 	if err := ctx.Err(); err != nil {
 		return nil, fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "start QEMU")
 	}
-	m := &Machine{driver: d, spec: spec, ready: make(chan struct{}), done: make(chan struct{})}
+	m := &Machine{driver: d, spec: spec, ready: make(chan struct{}), done: make(chan struct{}), stops: make(chan struct{}, 1)}
 	m.removeSockets() // of a run that was cut off
 	if spec.Restore != nil {
 		if m.base, err = os.Open(spec.Restore.Memory); err != nil {
@@ -198,6 +200,14 @@ func (m *Machine) event(e qmp.Event) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.stopped = time.Now()
+		select {
+		case m.stops <- struct{}{}:
+		default:
+		}
+	case e.Name == "RESUME":
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.resumed = time.Now()
 	case e.Name == "SHUTDOWN":
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -37,16 +37,15 @@ const (
 	// stopped then.
 	longestCopy = 5 * time.Second
 	// downtime is what is aimed at, in milliseconds: the guest is stopped when the rest takes no longer.
-	downtime = 15
-	// migrationPause is the time between two looks at a migration.
+	downtime = 10
+	// migrationPause is the time between two looks at a migration while the guest stands still, and runningPause while it
+	// runs: every look is in the way of its disks and of the migration.
 	migrationPause = time.Millisecond
+	runningPause   = 20 * time.Millisecond
 )
 
-// Capabilities and parameters of QEMU's migration (docs/devel/migration, qapi/migration.json).
-const (
-	capIgnoreShared = "x-ignore-shared"
-	capSwitchover   = "pause-before-switchover"
-)
+// capIgnoreShared is a capability of QEMU's migration (docs/devel/migration, qapi/migration.json).
+const capIgnoreShared = "x-ignore-shared"
 
 // restore loads the state and lets the machine run. Disks that can be written to may have another size than those of the
 // machine that was saved; the guest is told.
@@ -120,21 +119,25 @@ func (m *Machine) arrived(ctx context.Context) error {
 		if status.Status != "inmigrate" {
 			return nil
 		}
-		if err := m.nap(ctx); err != nil {
+		if _, err := m.nap(ctx, migrationPause); err != nil {
 			return err
 		}
 	}
 }
 
-// nap waits a moment.
-func (m *Machine) nap(ctx context.Context) error {
+// nap waits a moment, or until the CPUs stop.
+func (m *Machine) nap(ctx context.Context, pause time.Duration) (stopped bool, err error) {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
 	select {
-	case <-time.After(migrationPause):
-		return nil
+	case <-timer.C:
+		return false, nil
+	case <-m.stops:
+		return true, nil
 	case <-m.process.Exited():
-		return fault.New(fault.Unavailable, "QEMU has ended")
+		return false, fault.New(fault.Unavailable, "QEMU has ended")
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 }
 
@@ -145,27 +148,35 @@ func (m *Machine) capability(ctx context.Context, name string, on bool) error {
 }
 
 // Save implements hypervisor.Saver.
-func (m *Machine) Save(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions) (still time.Duration, err error) {
+func (m *Machine) Save(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions) (report hypervisor.SaveReport, err error) {
+	copies, err := m.copies(ctx, opt)
+	if err != nil {
+		return report, m.explain(err, "save")
+	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(m.explain(err, "save"), remove(to.State))
-			if m.spec.MemoryFile != to.Memory {
-				err = errors.Join(err, remove(to.Memory))
-			}
+		if err = errors.Join(err, copies.end(ctx, err == nil)); err == nil {
+			return
+		}
+		err = errors.Join(m.explain(err, "save"), copies.remove(), remove(to.State))
+		if m.spec.MemoryFile != to.Memory {
+			err = errors.Join(err, remove(to.Memory))
 		}
 	}()
+	report.Shared = copies.shared
 	if m.spec.MemoryFile == to.Memory {
-		return m.saveShared(ctx, to.State, opt)
+		report.Still, err = m.saveShared(ctx, to.State, opt, copies)
+		return report, err
 	}
-	still, err = m.saveDirect(ctx, to, opt)
+	report.Still, err = m.saveDirect(ctx, to, opt, copies)
 	if !errors.Is(err, errIndirect) && !cannot(err) {
-		return still, err
+		return report, err
 	}
 	m.driver.opts.Log.DebugContext(ctx, "machine is saved by migration", "vm", m.spec.ID, "reason", err)
 	if err := errors.Join(remove(to.Memory), remove(to.State)); err != nil {
-		return 0, err
+		return report, err
 	}
-	return m.saveCopy(ctx, to, opt)
+	report.Still, err = m.saveCopy(ctx, to, opt, copies)
+	return report, err
 }
 
 func remove(path string) error {
@@ -176,7 +187,7 @@ func remove(path string) error {
 }
 
 // saveShared saves a machine whose memory is a shared file.
-func (m *Machine) saveShared(ctx context.Context, state string, opt hypervisor.SaveOptions) (time.Duration, error) {
+func (m *Machine) saveShared(ctx context.Context, state string, opt hypervisor.SaveOptions, copies *copies) (time.Duration, error) {
 	goOn, err := m.letGoOn(ctx, opt)
 	if err != nil {
 		return 0, err
@@ -185,8 +196,8 @@ func (m *Machine) saveShared(ctx context.Context, state string, opt hypervisor.S
 		return 0, err
 	}
 	err = m.writeState(ctx, state)
-	if err == nil && opt.Still != nil {
-		err = opt.Still(ctx)
+	if err == nil {
+		err = copies.still(ctx)
 	}
 	return goOn(err)
 }
@@ -206,7 +217,7 @@ func (m *Machine) letGoOn(ctx context.Context, opt hypervisor.SaveOptions) (func
 		err = errors.Join(err, m.Resume(ctx))
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return time.Since(m.stopped), err
+		return m.resumed.Sub(m.stopped), err
 	}, nil
 }
 
@@ -239,7 +250,7 @@ func (m *Machine) writeState(ctx context.Context, path string) error {
 	go func() { received <- receive(ctx, listener, file) }() // ends with the listener or the stream; waited for below
 	err = m.migrate(ctx, socket)
 	if err == nil {
-		err = m.migrated(ctx, nil)
+		err = m.migrated(ctx, false)
 	}
 	if err != nil {
 		_ = listener.Close()
@@ -269,9 +280,12 @@ func (m *Machine) migrate(ctx context.Context, socket string) error {
 	return m.qmp.Execute(ctx, "migrate", map[string]any{"uri": "unix:" + socket}, nil)
 }
 
-// migrated waits until an outgoing migration is complete. switchover, if it is not nil, is called when the machine stands
-// still and all but the last bit has been sent.
-func (m *Machine) migrated(ctx context.Context, switchover func() error) error {
+// migrated waits until an outgoing migration is complete. running is whether the guest ran when it began.
+func (m *Machine) migrated(ctx context.Context, running bool) error {
+	pause := migrationPause
+	if running {
+		pause = runningPause
+	}
 	for {
 		var info struct {
 			Status string `json:"status"`
@@ -285,26 +299,19 @@ func (m *Machine) migrated(ctx context.Context, switchover func() error) error {
 			return nil
 		case "failed", "cancelled":
 			return fault.New(fault.Internal, "QEMU cannot save the machine: %s %s", info.Status, text(info.Desc))
-		case "pre-switchover":
-			if switchover != nil {
-				if err := switchover(); err != nil {
-					return err
-				}
-				switchover = nil
-			}
-			phase := map[string]any{"state": "pre-switchover"}
-			if err := m.qmp.Execute(ctx, "migrate-continue", phase, nil); err != nil {
-				return err
-			}
 		}
-		if err := m.nap(ctx); err != nil {
+		stopped, err := m.nap(ctx, pause)
+		if err != nil {
 			return err
+		}
+		if stopped {
+			pause = migrationPause
 		}
 	}
 }
 
 // saveCopy saves a machine whose memory is its own, by way of a second QEMU.
-func (m *Machine) saveCopy(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions) (still time.Duration, err error) {
+func (m *Machine) saveCopy(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions, copies *copies) (still time.Duration, err error) {
 	receiver, done, err := m.receiver(ctx, to.Memory)
 	if err != nil {
 		return 0, err
@@ -328,7 +335,10 @@ func (m *Machine) saveCopy(ctx context.Context, to hypervisor.Saved, opt hypervi
 		}
 		return err
 	}
-	sent := m.send(ctx, receiver, opt.Still)
+	sent := m.send(ctx, receiver)
+	if sent == nil { // it stands still now
+		sent = copies.still(ctx)
+	}
 	if opt.Stay { // nobody else lets it go on when the rest fails
 		return goOn(finish(sent))
 	}
@@ -339,17 +349,21 @@ func (m *Machine) saveCopy(ctx context.Context, to hypervisor.Saved, opt hypervi
 }
 
 // send migrates the machine to the receiver. When it fails the migration is over.
-func (m *Machine) send(ctx context.Context, receiver *Machine, still func(context.Context) error) (err error) {
+func (m *Machine) send(ctx context.Context, receiver *Machine) (err error) {
 	socket := filepath.Join(receiver.spec.RunDir, stateSocket)
 	if err := receiver.qmp.Execute(ctx, "migrate-incoming", map[string]any{"uri": "unix:" + socket}, nil); err != nil {
 		return err
 	}
-	if err := errors.Join(m.capability(ctx, capIgnoreShared, false), m.capability(ctx, capSwitchover, still != nil)); err != nil {
+	if err := m.capability(ctx, capIgnoreShared, false); err != nil {
 		return err
 	}
 	limits := map[string]any{"downtime-limit": downtime, "max-bandwidth": int64(1) << 40}
 	if err := m.qmp.Execute(ctx, "migrate-set-parameters", limits, nil); err != nil {
 		return err
+	}
+	select {
+	case <-m.stops: // of a pause before
+	default:
 	}
 	if err := m.migrate(ctx, socket); err != nil {
 		return err
@@ -361,7 +375,7 @@ func (m *Machine) send(ctx context.Context, receiver *Machine, still func(contex
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 		defer cancel()
 		_ = m.qmp.Execute(ctx, "migrate_cancel", nil, nil) // does nothing when it has failed by itself
-		_ = m.migrated(ctx, nil)
+		_ = m.migrated(ctx, false)
 	}()
 	// A guest that is faster than the copy is stopped; the rest is then over soon.
 	stopped := make(chan struct{})
@@ -374,12 +388,7 @@ func (m *Machine) send(ctx context.Context, receiver *Machine, still func(contex
 			<-stopped
 		}
 	}()
-	return m.migrated(ctx, func() error {
-		if still == nil {
-			return nil
-		}
-		return still(ctx)
-	})
+	return m.migrated(ctx, true)
 }
 
 // receiver starts a QEMU that is like this one, but for its memory, which is a new shared file, and its disks, which are
