@@ -296,6 +296,7 @@ func (f *fleet) finish(r *run, end store.Ended, cause error) {
 	f.mu.Lock()
 	delete(f.runs, r.id)
 	f.mu.Unlock()
+	f.wg.Go(func() { f.templates.evict(f.ctx, "") }) // what it was started from may have a successor
 	r.mu.Lock()
 	if r.fault = cause; cause == nil {
 		r.fault = notReady(orElse(string(v.Name()), string(r.id)), end)

@@ -53,6 +53,16 @@ type Request struct {
 	Background bool
 }
 
+// purpose is what VMs ask for. Of two templates that serve the same purpose the younger one is the successor: the agent, the
+// VMM, the host or the image has become another one since the older was made.
+func (r Request) purpose() string {
+	text := fmt.Sprintf("%s %d cpus %d bytes %s", r.Driver.Name(), r.Spec.CPUs, r.Spec.Memory, r.Spec.Kernel)
+	if p := r.Prepare; p != nil {
+		text += fmt.Sprintf(" image %s user %s", p.Image, p.Guest.User)
+	}
+	return text
+}
+
 // scratchPrefix begins the name of the directory for sockets of a machine that is being made. It is short, since sockets
 // have short names, and no VM's id begins so.
 const scratchPrefix = "t."
@@ -261,10 +271,13 @@ func (r Request) describe(key, dir string, saved hypervisor.Saved) error {
 	meta := Meta{
 		Layout: layout, Key: key, Shape: r.Shape, Driver: r.Driver.Name(), CPUs: r.Spec.CPUs, Memory: r.Spec.Memory, Kernel: r.Kernel,
 		Created: time.Now().UTC().Truncate(time.Second), StateSum: hex.EncodeToString(sum[:]), MemoryMTime: info.ModTime().UnixNano(),
-		Disks: saved.Disks,
+		Disks: saved.Disks, Purpose: r.purpose(),
 	}
 	if err := r.describeDisk(dir, &meta); err != nil {
 		return err
+	}
+	if meta.DiskSize > 0 {
+		meta.Purpose += fmt.Sprintf(" disk %d", meta.DiskSize)
 	}
 	meta.Sum = meta.sum()
 	return atomicfile.WriteJSON(filepath.Join(dir, metaFile), meta)

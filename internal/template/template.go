@@ -56,7 +56,8 @@ type Meta struct {
 	Driver      string            `json:"driver"`
 	CPUs        int               `json:"cpus"`
 	Memory      uint64            `json:"memory_bytes"`
-	Kernel      string            `json:"kernel"` // its release
+	Kernel      string            `json:"kernel"`  // its release
+	Purpose     string            `json:"purpose"` // what VMs ask for: see Request.purpose
 	Created     time.Time         `json:"created"`
 	StateSum    string            `json:"state_sha256"`
 	Disks       map[string]uint64 `json:"disks"`           // see hypervisor.Saved
@@ -210,18 +211,26 @@ func (s *Store) Drop(key string) error {
 	return fault.Context(atomicfile.RemoveDir(s.path(key)), "template %s", key)
 }
 
-// Evict removes the templates that were used longest ago until the others take at most limit bytes. Those that inUse
-// names are kept: their pages are in memory, and a second copy of them would be made. It returns what it removed.
+// Evict removes the templates that have a successor, and those that were used longest ago until the others take at most
+// limit bytes. Those that inUse names are kept: their pages are in memory, and a second copy of them would be made. It
+// returns what it removed.
 func (s *Store) Evict(limit uint64, inUse func(key string) bool) ([]Template, error) {
 	all, err := s.List()
 	if err != nil {
 		return nil, err
 	}
+	latest := make(map[string]time.Time)
+	for _, t := range all {
+		if t.Created.After(latest[t.Purpose]) {
+			latest[t.Purpose] = t.Created
+		}
+	}
 	var total uint64
 	var gone []Template
 	for _, t := range all {
 		total += t.Used
-		if total <= limit && t.Layout == layout || inUse(t.Key) {
+		old := t.Purpose != "" && t.Created.Before(latest[t.Purpose])
+		if total <= limit && t.Layout == layout && !old || inUse(t.Key) {
 			continue
 		}
 		if err := s.Drop(t.Key); err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"banger/internal/agentwire"
+	"banger/internal/atomicfile"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/fakevmm"
@@ -292,6 +293,35 @@ func TestEvict(t *testing.T) {
 	}
 	if gone, err := s.Evict(1<<40, func(string) bool { return false }); err != nil || len(gone) != 0 {
 		t.Errorf("gone %+v, %v", gone, err)
+	}
+}
+
+// A template goes when there is another one for the same purpose and no VM that runs was started from it.
+func TestEvictWhatHasASuccessor(t *testing.T) {
+	s, r := store(t), request(t, "")
+	r.Shape += "\nagent 1"
+	old, err := s.Make(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Created = old.Created.Add(-time.Hour) // times are in whole seconds
+	old.Sum = old.sum()
+	if err := atomicfile.WriteJSON(filepath.Join(s.path(old.Key), metaFile), old.Meta); err != nil {
+		t.Fatal(err)
+	}
+	r.Shape += "\nagent 2"
+	made, err := s.Make(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := s.Evict(1<<40, func(key string) bool { return key == old.Key }); err != nil || len(gone) != 0 {
+		t.Errorf("in use: gone %+v, %v", gone, err)
+	}
+	if gone, err := s.Evict(1<<40, func(string) bool { return false }); err != nil || len(gone) != 1 || gone[0].Key != old.Key {
+		t.Errorf("gone %+v, %v", gone, err)
+	}
+	if _, err := s.Get(made.Key); err != nil {
+		t.Error(err)
 	}
 }
 
