@@ -109,7 +109,7 @@ func TestRealSuspend(t *testing.T) {
 	dir, vars := realHome(t)
 	must(t, vars, "vm", "run", "--detach", "--name", "dev", "--cpus", "1", "--memory", "256M", "--disk", "1G")
 	inGuest(t, vars, "dev", `nohup sh -c 'i=0; while sleep 0.1; do i=$((i+1)); echo $i >/dev/shm/n; done' >/dev/null 2>&1 &
-		echo $! >/dev/shm/pid; echo kept >/root/f; until [ -s /dev/shm/n ]; do sleep 0.1; done`)
+		echo $! >/dev/shm/pid; echo kept >/root/f; head -c 20M /dev/urandom >/dev/shm/big; sha256sum /dev/shm/big >/root/sum; until [ -s /dev/shm/n ]; do sleep 0.1; done`)
 	count := func() int {
 		t.Helper()
 		n, err := strconv.Atoi(inGuest(t, vars, "dev", "cat /dev/shm/n"))
@@ -137,7 +137,7 @@ func TestRealSuspend(t *testing.T) {
 		if again := inGuest(t, vars, "dev", "cat /proc/sys/kernel/random/boot_id"); again != boot {
 			t.Errorf("boot id %s, was %s", again, boot)
 		}
-		inGuest(t, vars, "dev", "kill -0 $(cat /dev/shm/pid)")
+		inGuest(t, vars, "dev", "kill -0 $(cat /dev/shm/pid) && sha256sum -c /root/sum")
 		clockIsRight(t, vars, "dev")
 		for deadline := time.Now().Add(patience); count() <= before; time.Sleep(100 * time.Millisecond) {
 			if time.Now().After(deadline) {
