@@ -36,7 +36,7 @@ func newRoot(d *Deps) *cobra.Command {
 		root.AddCommand(cmd)
 	}
 	for _, cmd := range []*cobra.Command{
-		newVM(d), newImage(d), newKernel(d), newTemplate(d), newOp(d), newEvents(d), newConfig(d), newDaemon(d),
+		newVM(d), newImage(d), newKernel(d), newTemplate(d), newSnapshot(d), newOp(d), newEvents(d), newConfig(d), newDaemon(d),
 		newFsck(d), newDoctor(d), newVersion(d),
 	} {
 		cmd.GroupID = "noun"
@@ -53,7 +53,7 @@ func newRoot(d *Deps) *cobra.Command {
 func newVM(d *Deps) *cobra.Command {
 	cmd := group("vm", "Make, use and remove virtual machines", "Make, use and remove virtual machines.")
 	cmd.Example = "  banger vm run --name dev\n  banger vm exec dev -- make test\n  banger vm rm --force dev"
-	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRestart(d), newPause(d), newUnpause(d), newSuspend(d), newResume(d),
+	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRestart(d), newPause(d), newUnpause(d), newSuspend(d), newResume(d), newSnapshotVM(d), newRestore(d), newRewind(d),
 		newRemove(d), newList(d, "list"), newShow(d), newSet(d), newRename(d), newReset(d), newWait(d), newStats(d), newPorts(d),
 		newLogs(d), newExec(d), newSSH(d))
 	return cmd

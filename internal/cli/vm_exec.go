@@ -10,8 +10,9 @@ import (
 )
 
 type execOptions struct {
-	ref     string
-	session session
+	ref        string
+	session    session
+	checkpoint checkpoint
 }
 
 func newExec(d *Deps) *cobra.Command {
@@ -23,16 +24,21 @@ func newExec(d *Deps) *cobra.Command {
 		Long: `Run a command in a running VM: a login shell if none is given. The exit code is the command's.
 
 Flags for banger stand before the NAME; everything behind it belongs to the command. The command gets a terminal when
-banger has one; see --tty and --no-tty. A command that is not found is exit code 127, one that cannot be executed 126.`,
+banger has one; see --tty and --no-tty. A command that is not found is exit code 127, one that cannot be executed 126.
+
+With --checkpoint a snapshot of the VM is taken first, to which "vm rewind" goes back; the oldest of them are removed when there
+are more than limits.checkpoints.`,
 		Example: `  banger vm exec dev -- make test
   banger vm exec --user root --workdir /etc dev -- ls -l
   banger vm exec dev -- tar c src | tar x
+  banger vm exec --checkpoint dev -- apt-get -y upgrade
   banger vm exec dev`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			return oneVM(cmd, args[:min(len(args), 1)])
 		},
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			opts.ref, opts.session.argv = args[0], behindDash(args[1:])
+			opts.checkpoint.read(cmd)
 			if opts.session.env, err = expandEnv(env, d.LookupEnv); err != nil {
 				return err
 			}
@@ -52,6 +58,7 @@ banger has one; see --tty and --no-tty. A command that is not found is exit code
 	flags.StringVarP(&opts.session.dir, "workdir", "w", "", "directory to start it in (default: the vm's)")
 	flags.StringArrayVarP(&env, "env", "e", nil, "environment: NAME=VALUE, or NAME to pass the host's value on")
 	opts.session.tty.add(cmd)
+	opts.checkpoint.add(cmd)
 	for _, flag := range []string{"user", "workdir", "env"} {
 		complete(cmd, flag, cobra.NoFileCompletions)
 	}
@@ -102,6 +109,9 @@ func runExec(ctx context.Context, opts execOptions, d *Deps) error {
 	defer c.Close()
 	where, err := endpoint(ctx, c, opts.ref)
 	if err != nil {
+		return err
+	}
+	if err := opts.checkpoint.take(ctx, c, where, d); err != nil {
 		return err
 	}
 	opts.session.socket = where.GetSocket()

@@ -21,7 +21,7 @@ func newRemove(d *Deps) *cobra.Command {
 		Use:     "rm [flags] NAME...",
 		Aliases: []string{"remove"},
 		Short:   "Remove vms and their disks",
-		Long:    "Remove VMs and their disks. A VM that runs is refused unless --force ends it first.",
+		Long:    "Remove VMs, their disks and their snapshots. A VM that runs, or that has snapshots which were not taken by themselves, is\nrefused without --force.",
 		Example: "  banger vm rm dev\n  banger vm rm --force dev test\n  banger vm rm --all --force",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts.which.refs = args
@@ -30,7 +30,7 @@ func newRemove(d *Deps) *cobra.Command {
 		ValidArgsFunction: completeVMs(d),
 	}
 	opts.which.add(cmd)
-	cmd.Flags().BoolVarP(&opts.force, "force", "f", false, "end it first if it runs")
+	cmd.Flags().BoolVarP(&opts.force, "force", "f", false, "end it first if it runs, and remove its snapshots")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,10 +36,30 @@ func runShow(ctx context.Context, ref string, d *Deps) error {
 	if err != nil {
 		return err
 	}
-	if d.Term.JSON() {
-		return d.Term.WriteJSON(viewVM(m, time.Now()))
+	snaps, err := message(c.Snapshots.List(ctx, connect.NewRequest(&bangerv1.ListSnapshotsRequest{Ref: m.GetId()})))
+	if err != nil {
+		return err
 	}
-	return d.Term.Pairs(vmPairs(m, time.Now()))
+	if d.Term.JSON() {
+		return d.Term.WriteJSON(showView{viewVM(m, time.Now()), views(snaps.GetSnapshots(), viewSnapshot)})
+	}
+	pairs := vmPairs(m, time.Now())
+	return d.Term.Pairs(slices.Insert(pairs, len(pairs)-1, snapshotPair(snaps.GetSnapshots())...)) // before its directory
+}
+
+// showView is what show says in JSON.
+type showView struct {
+	vmView
+	Snapshots []snapshotView `json:"snapshots"`
+}
+
+// snapshotPair names the snapshots of a VM and says what they take.
+func snapshotPair(all []*bangerv1.Snapshot) [][2]string {
+	if len(all) == 0 {
+		return nil
+	}
+	names := strings.Join(views(all, (*bangerv1.Snapshot).GetName), ", ")
+	return [][2]string{{"snapshots", names + " (" + snapshotTotal(all) + ")"}}
 }
 
 // vmPairs is what show prints; what is empty is left out.

@@ -52,6 +52,7 @@ type Client struct {
 	Events     bangerv1connect.EventServiceClient
 	Fsck       bangerv1connect.FsckServiceClient
 	Templates  bangerv1connect.TemplateServiceClient
+	Snapshots  bangerv1connect.SnapshotServiceClient
 
 	// PID of the daemon.
 	PID int
@@ -121,6 +122,7 @@ func newClient(socket string) *Client {
 		Events:     bangerv1connect.NewEventServiceClient(h, rpc.BaseURL, faults),
 		Fsck:       bangerv1connect.NewFsckServiceClient(h, rpc.BaseURL, faults),
 		Templates:  bangerv1connect.NewTemplateServiceClient(h, rpc.BaseURL, faults),
+		Snapshots:  bangerv1connect.NewSnapshotServiceClient(h, rpc.BaseURL, faults),
 		http:       h,
 	}
 }

@@ -385,24 +385,32 @@ func (f *fleet) remove(ctx context.Context, id vm.ID, force bool) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseLive(v, force); err != nil {
+	if err := f.refuseRemoval(v, force); err != nil {
 		return err
-	}
-	if !force {
-		if err := f.refuseSnapshots(v); err != nil {
-			return err
-		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
 	return f.destroy(ctx, v.ID)
 }
 
-func refuseLive(v store.VM, force bool) error {
-	if !v.State.Live() || force {
+// refuseRemoval refuses to remove a VM that runs, or that has snapshots which somebody took by hand, and says which.
+func (f *fleet) refuseRemoval(v store.VM, force bool) error {
+	if force {
 		return nil
 	}
-	return fault.New(fault.Conflict, "vm %s is %s", v.Name(), v.State).WithHint("banger vm rm --force %s", v.Name())
+	has, err := f.countSnapshots(v)
+	switch {
+	case err != nil:
+		return err
+	case v.State.Live() && has != "":
+		return fault.New(fault.Conflict, "vm %s is %s and has %s", v.Name(), v.State, has).
+			WithHint("banger vm rm --force %s   # removes them, too", v.Name())
+	case v.State.Live():
+		return fault.New(fault.Conflict, "vm %s is %s", v.Name(), v.State).WithHint("banger vm rm --force %s", v.Name())
+	case has != "":
+		return fault.New(fault.Conflict, "vm %s has %s", v.Name(), has).WithHint("banger vm rm --force %s   # removes them, too", v.Name())
+	}
+	return nil
 }
 
 // destroy ends a VM and removes all of it. It can be cut off at any point and done again: the row is the last to go.

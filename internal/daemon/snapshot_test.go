@@ -402,7 +402,15 @@ func TestRemoveVMsThatHaveSnapshots(t *testing.T) {
 	if _, err := h.snapshot(&bangerv1.CreateSnapshotRequest{Ref: "dev", Auto: true}); err != nil {
 		t.Fatal(err)
 	}
+	if err := h.remove("dev", false); !fault.Is(err, fault.Conflict) || fault.HintOf(err) != "banger vm rm --force dev" {
+		t.Errorf("with checkpoints: %v", err)
+	}
 	h.mustSnapshot("dev", "mine")
+	h.mustSnapshot("dev", "too")
+	if err := h.remove("dev", false); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "is running and has 2 snapshots (") {
+		t.Errorf("%v", err)
+	}
+	h.must(second(h.removeSnapshot("dev", "too")))
 	h.must(second(h.stop("dev")))
 	if err := h.remove("dev", false); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "has a snapshot (") || !strings.HasPrefix(fault.HintOf(err), "banger vm rm --force dev") {
 		t.Errorf("%v", err)

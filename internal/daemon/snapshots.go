@@ -278,11 +278,11 @@ func (f *fleet) trimCheckpoints(ctx context.Context, v store.VM, set snapshot.Se
 	}
 }
 
-// refuseSnapshots refuses to remove a VM that has snapshots which somebody took by hand.
-func (f *fleet) refuseSnapshots(v store.VM) error {
+// countSnapshots says how many snapshots a VM has that somebody took by hand, and what they take; "" for none.
+func (f *fleet) countSnapshots(v store.VM) (string, error) {
 	all, err := f.snapshotsOf(v).List()
 	if err != nil {
-		return err
+		return "", err
 	}
 	count, bytes := 0, uint64(0)
 	for _, snap := range all {
@@ -290,13 +290,11 @@ func (f *fleet) refuseSnapshots(v store.VM) error {
 			count, bytes = count+1, bytes+snap.Used
 		}
 	}
-	if count == 0 {
-		return nil
+	switch count {
+	case 0:
+		return "", nil
+	case 1:
+		return "a snapshot (" + vm.FormatSize(bytes) + ")", nil
 	}
-	what := fmt.Sprintf("%d snapshots", count)
-	if count == 1 {
-		what = "a snapshot"
-	}
-	return fault.New(fault.Conflict, "vm %s has %s (%s)", v.Name(), what, vm.FormatSize(bytes)).
-		WithHint("banger vm rm --force %s   # removes them, too", v.Name())
+	return fmt.Sprintf("%d snapshots (%s)", count, vm.FormatSize(bytes)), nil
 }

@@ -112,7 +112,7 @@ func (s *vmService) Remove(ctx context.Context, req *connect.Request[bangerv1.Re
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseLive(v, req.Msg.GetForce()); err != nil {
+	if err := s.fleet.refuseRemoval(v, req.Msg.GetForce()); err != nil {
 		return nil, err
 	}
 	if err := s.fleet.remove(ctx, v.ID, req.Msg.GetForce()); err != nil {
