@@ -27,20 +27,21 @@ type fakeDaemon struct {
 	bangerv1connect.UnimplementedDaemonServiceHandler
 	pid int32
 
-	list     func(*bangerv1.ListVMsRequest) []*bangerv1.VM
-	get      func(string) (*bangerv1.VM, error)
-	set      func(*bangerv1.SetVMRequest) (*bangerv1.VM, error)
-	wait     func(context.Context, *bangerv1.WaitVMRequest) (*bangerv1.VM, error)
-	socket   string // of every VM's supervisor
-	events   eventLog
-	ops      []*bangerv1.Operation
-	cancel   func(id string)
-	opStates func(id string, send func(*bangerv1.Operation) error) error
-	fsck     func(repair bool) []*bangerv1.Finding
-	logs     []*bangerv1.OperationLog // of every operation
-	logsEnd  <-chan struct{}          // the log goes on until this is closed; nil: it has ended
-	library  fakeLibrary
-	template []*bangerv1.Template
+	list      func(*bangerv1.ListVMsRequest) []*bangerv1.VM
+	get       func(string) (*bangerv1.VM, error)
+	set       func(*bangerv1.SetVMRequest) (*bangerv1.VM, error)
+	wait      func(context.Context, *bangerv1.WaitVMRequest) (*bangerv1.VM, error)
+	socket    string // of every VM's supervisor
+	events    eventLog
+	ops       []*bangerv1.Operation
+	cancel    func(id string)
+	opStates  func(id string, send func(*bangerv1.Operation) error) error
+	fsck      func(repair bool) []*bangerv1.Finding
+	logs      []*bangerv1.OperationLog // of every operation
+	logsEnd   <-chan struct{}          // the log goes on until this is closed; nil: it has ended
+	library   fakeLibrary
+	template  []*bangerv1.Template
+	snapshots []*bangerv1.Snapshot
 }
 
 func (f *fakeDaemon) Status(context.Context, *connect.Request[bangerv1.StatusRequest]) (*connect.Response[bangerv1.StatusResponse], error) {
@@ -257,6 +258,7 @@ func (f *fakeDaemon) start(t *testing.T, home string) (stop func()) {
 	mux.Handle(bangerv1connect.NewKernelServiceHandler(fakeKernels{f: f}, faults))
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(fakeFsck{f: f}, faults))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(fakeTemplates{f: f}, faults))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(fakeSnapshots{f: f}, faults))
 	return serve(t, paths.Under(home).DaemonSocket(), mux)
 }
 

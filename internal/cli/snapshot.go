@@ -131,7 +131,10 @@ func snapshotTable(all []*bangerv1.Snapshot, ofAll bool, now time.Time) term.Tab
 		table.Columns = append([]term.Column{{Title: "VM", Fixed: true}}, table.Columns...)
 	}
 	for _, s := range all {
-		note, back, current := s.GetDescription(), "-", ""
+		note, back, current, taken := s.GetDescription(), "-", "", "-"
+		if s.GetCreatedAtMs() > 0 {
+			taken = age(max(now.Sub(time.UnixMilli(s.GetCreatedAtMs())), 0)) + " ago"
+		}
 		if s.GetProblem() != "" {
 			note = s.GetProblem()
 		}
@@ -142,7 +145,7 @@ func snapshotTable(all []*bangerv1.Snapshot, ofAll bool, now time.Time) term.Tab
 			current = "*"
 		}
 		row := []string{
-			s.GetName(), orDash(s.GetParent()), orDash(s.GetKind()), back, age(max(now.Sub(time.UnixMilli(s.GetCreatedAtMs())), 0)) + " ago",
+			s.GetName(), orDash(s.GetParent()), orDash(s.GetKind()), back, taken,
 			vm.FormatSize(s.GetUsedBytes()), vm.FormatSize(s.GetSharedBytes()), current, note,
 		}
 		if ofAll {
