@@ -21,7 +21,7 @@ var forbiddenNames = []string{"util", "utils", "common", "types", "models", "mod
 // The layers, from the bottom: vocabulary, mechanisms, seams and stores, roles, composition root. Imports go down.
 const (
 	vocabulary = `banger/internal/(fault|vm|progress|agentwire|version)`
-	mechanisms = `banger/internal/(paths|atomicfile|undo|keylock|sock|rpc|proc|pipe|sparse|diskcopy|hostmem)`
+	mechanisms = `banger/internal/(paths|atomicfile|undo|keylock|sock|rpc|proc|pipe|sparse|diskcopy|hostmem|hostclock)`
 	roles      = `banger/internal/(cli|client|daemon(/.*)?|supervisor|agent)`
 	anything   = `.*`
 )

@@ -57,6 +57,7 @@ type Supervisor struct {
 	log     *slog.Logger
 	times   times
 	step    func(name string) error // see at
+	clock   func() (clockWatch, error)
 
 	// Fixed once prepare has returned, which is before anybody can call.
 	launch    vmdir.Launch
@@ -120,6 +121,7 @@ func New(c Config) *Supervisor {
 	}
 	return &Supervisor{
 		dir: c.Dir, drivers: c.Drivers, log: log.With("component", "supervisor"), step: c.Step,
+		clock: watchHostClock,
 		times: times{
 			connect: 10 * time.Second, retry: 5 * time.Second, grace: 10 * time.Second, answer: 5 * time.Second,
 			settle: 5 * time.Second, doubt: 500 * time.Millisecond, quit: 2 * time.Second, term: 2 * time.Second, kill: 10 * time.Second,
@@ -351,6 +353,7 @@ func (s *Supervisor) live() ending {
 	})
 	s.log.Info("guest is ready", "took", time.Since(s.process.StartedAt))
 	wg.Go(func() { s.keepSampling(ctx) })
+	wg.Go(func() { s.keepClock(ctx) })
 	for s.orders.asked.Err() == nil {
 		select {
 		case <-machine.Done():
