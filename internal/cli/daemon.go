@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"time"
@@ -47,6 +48,8 @@ type daemonView struct {
 	StartedAt         *time.Time `json:"started_at,omitempty"`
 	RunningVMs        int32      `json:"running_vms"`
 	RunningOperations int32      `json:"running_operations"`
+	PoolReady         int32      `json:"pool_ready"`
+	PoolSize          int32      `json:"pool_size"`
 	Socket            string     `json:"socket"`
 	DataDir           string     `json:"data_dir"`
 	Log               string     `json:"log"`
@@ -76,7 +79,8 @@ func runDaemonStatus(ctx context.Context, d *Deps) error {
 		}
 		view = daemonView{
 			Running: true, PID: s.GetPid(), Build: s.GetBuild(), StartedAt: at(s.GetStartedAtMs()), RunningVMs: s.GetRunningVms(),
-			RunningOperations: s.GetRunningOperations(), Socket: s.GetSocket(), DataDir: s.GetDataDir(), Log: s.GetLog(),
+			RunningOperations: s.GetRunningOperations(), PoolReady: s.GetPoolReady(), PoolSize: s.GetPoolSize(),
+			Socket: s.GetSocket(), DataDir: s.GetDataDir(), Log: s.GetLog(),
 		}
 	}
 	if d.Term.JSON() {
@@ -96,6 +100,9 @@ func daemonPairs(v daemonView, now time.Time) [][2]string {
 	}
 	pairs = append(pairs, [2]string{"running vms", strconv.Itoa(int(v.RunningVMs))},
 		[2]string{"running operations", strconv.Itoa(int(v.RunningOperations))})
+	if v.PoolSize > 0 {
+		pairs = append(pairs, [2]string{"warm vms", fmt.Sprintf("%d ready (%d of each kind wanted)", v.PoolReady, v.PoolSize)})
+	}
 	return append(pairs, where...)
 }
 

@@ -58,6 +58,7 @@ type templateView struct {
 	LastUsedAt    *time.Time `json:"last_used_at,omitempty"`
 	UsedBy        []string   `json:"used_by"`
 	Problem       string     `json:"problem,omitempty"`
+	Image         string     `json:"image,omitempty"`
 	Failures      int32      `json:"failures,omitempty"`
 	LastFailure   string     `json:"last_failure,omitempty"`
 	LastFailureAt *time.Time `json:"last_failure_at,omitempty"`
@@ -67,7 +68,7 @@ type templateView struct {
 func viewTemplate(t *bangerv1.Template) templateView {
 	return templateView{
 		Key: t.GetKey(), VMM: t.GetVmm(), CPUs: t.GetCpus(), MemoryBytes: t.GetMemoryBytes(), Kernel: t.GetKernel(), UsedBytes: t.GetUsedBytes(),
-		CreatedAt: at(t.GetCreatedAtMs()), LastUsedAt: at(t.GetLastUsedMs()), UsedBy: append([]string{}, t.GetUsedBy()...), Problem: t.GetProblem(),
+		CreatedAt: at(t.GetCreatedAtMs()), LastUsedAt: at(t.GetLastUsedMs()), UsedBy: append([]string{}, t.GetUsedBy()...), Problem: t.GetProblem(), Image: t.GetImage(),
 		Failures: t.GetFailures(), LastFailure: t.GetLastFailure(), LastFailureAt: at(t.GetLastFailureMs()), Off: t.GetOff(),
 	}
 }
@@ -109,15 +110,15 @@ func runTemplateList(ctx context.Context, d *Deps) error {
 func templateTable(all []*bangerv1.Template, now time.Time) term.Table {
 	table := term.Table{Columns: []term.Column{
 		{Title: "KEY", Fixed: true}, {Title: "VMM", Fixed: true, Rank: 2}, {Title: "CPUS", Right: true, Fixed: true}, {Title: "MEMORY", Right: true, Fixed: true},
-		{Title: "KERNEL", Rank: 1}, {Title: "SIZE", Right: true, Fixed: true}, {Title: "LAST USED", Fixed: true}, {Title: "IN USE BY"}, {Title: "STATE"},
+		{Title: "KERNEL", Rank: 1}, {Title: "IMAGE"}, {Title: "SIZE", Right: true, Fixed: true}, {Title: "LAST USED", Fixed: true}, {Title: "IN USE BY"}, {Title: "STATE"},
 	}}
 	for _, t := range all {
-		row := []string{t.GetKey(), orDash(t.GetVmm()), "-", "-", orDash(t.GetKernel()), vm.FormatSize(t.GetUsedBytes()), "-", orDash(strings.Join(t.GetUsedBy(), ", ")), templateState(t)}
+		row := []string{t.GetKey(), orDash(t.GetVmm()), "-", "-", orDash(t.GetKernel()), orDash(t.GetImage()), vm.FormatSize(t.GetUsedBytes()), "-", orDash(strings.Join(t.GetUsedBy(), ", ")), templateState(t)}
 		if t.GetVmm() != "" {
 			row[2], row[3] = strconv.Itoa(int(t.GetCpus())), vm.FormatSize(t.GetMemoryBytes())
 		}
 		if t.GetLastUsedMs() > 0 {
-			row[6] = age(max(now.Sub(time.UnixMilli(t.GetLastUsedMs())), 0)) + " ago"
+			row[7] = age(max(now.Sub(time.UnixMilli(t.GetLastUsedMs())), 0)) + " ago"
 		}
 		table.Rows = append(table.Rows, row)
 	}

@@ -104,7 +104,11 @@ type VMM struct {
 	Driver      string
 	Accelerator string // one of the Accelerator constants
 	Templates   bool   // VMs are started from templates where the VMM can
+	WarmPool    int    // VMs of each kind that run already and wait to be taken; 0: none
 }
+
+// MostWarm bounds VMM.WarmPool.
+const MostWarm = 16
 
 // Values of VMM.Accelerator.
 const (
@@ -168,6 +172,7 @@ type file struct {
 		Driver      *string `toml:"driver"`
 		Accelerator *string `toml:"accelerator"`
 		Templates   *string `toml:"templates"`
+		WarmPool    *int    `toml:"warm_pool"`
 	} `toml:"vmm"`
 }
 
@@ -217,6 +222,7 @@ func (c *Config) apply(path, text string, f *file) error {
 	set(&c.Mirror.Debian, f.Mirror.Debian)
 	set(&c.VMM.Driver, f.VMM.Driver)
 	set(&c.VMM.Accelerator, f.VMM.Accelerator)
+	set(&c.VMM.WarmPool, f.VMM.WarmPool)
 	refuse := func(err error, key ...string) error {
 		return fault.Wrap(fault.Invalid, err, "%s line %d: %s", path, lineOf(text, key), strings.Join(key, "."))
 	}
@@ -234,6 +240,9 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if err := setSwitch(&c.VMM.Templates, f.VMM.Templates); err != nil {
 		return refuse(err, "vmm", "templates")
+	}
+	if n := c.VMM.WarmPool; n < 0 || n > MostWarm {
+		return refuse(fault.New(fault.Invalid, "%d is not between 0 and %d", n, MostWarm), "vmm", "warm_pool")
 	}
 	if n := c.Limits.Events; n < LeastEvents || n > MostEvents {
 		return refuse(fault.New(fault.Invalid, "%d is not between %d and %d", n, LeastEvents, MostEvents), "limits", "events")

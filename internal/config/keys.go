@@ -80,6 +80,8 @@ func keys() []key {
 				}
 				return "off"
 			}},
+		{"vmm.warm_pool", "how many VMs of the usual kind run ahead of their creation, so that one is there at once; each takes memory", number,
+			func(c *Config) string { return strconv.Itoa(c.VMM.WarmPool) }},
 	}
 }
 

@@ -131,6 +131,9 @@ func (s *vmService) generateName(ctx context.Context) vm.Name {
 // create makes a VM: fetch what it needs, reserve its name, make its directory, start it. Whatever fails or is
 // cancelled, nothing of the VM is left; images and kernels that were fetched stay.
 func (s *vmService) create(ctx context.Context, o order, report progress.Func) (_ string, err error) {
+	if id, ok, err := s.pool.take(ctx, o); ok || err != nil {
+		return string(id), err
+	}
 	driver := s.cfg.Drivers[s.cfg.Settings.VMM.Driver]
 	if _, err := driver.Probe(ctx); err != nil {
 		return "", err

@@ -200,9 +200,24 @@ func (d *Daemon) serve(p *parts) error {
 	}
 	defer d.log.Info("daemon has stopped")
 	p.loops()
+	defer d.fill(p.vms.pool)()
 	d.log.Info("daemon is ready", "pid", os.Getpid(), "build", d.cfg.Build)
 	d.cfg.Ready.Report(nil)
 	return d.answer(p, ln)
+}
+
+// fill keeps the pool filled until the function that it returns is called, which empties it.
+func (d *Daemon) fill(p *pool) (empty func()) {
+	ctx, cancel := context.WithCancel(d.stopCtx)
+	emptied := make(chan struct{})
+	go func() { // ends by cancel
+		defer close(emptied)
+		p.run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-emptied
+	}
 }
 
 func (d *Daemon) answer(p *parts, ln net.Listener) error {
@@ -247,6 +262,7 @@ type parts struct {
 	blobs   *blob.Store
 	builder *builder.Builder
 	fleet   *fleet
+	vms     *vmService
 	shelf   *library.Shelf
 	started time.Time
 }
@@ -271,6 +287,8 @@ func newParts(d *Daemon, db *store.Store) *parts {
 		store: template.Open(d.cfg.Paths.Templates()), ops: p.ops, log: d.log, drivers: d.cfg.Drivers,
 		limit: d.cfg.Settings.Limits.Templates, on: d.cfg.Settings.VMM.Templates, scratch: d.cfg.Paths.Run, inUse: p.fleet.usesTemplate,
 	}
+	p.vms = &vmService{cfg: d.cfg, log: d.log, store: db, ops: p.ops, images: p.images, kernels: p.kernels, fleet: p.fleet}
+	p.vms.pool = newPool(p.vms, d.cfg.Settings.VMM.WarmPool)
 	return p
 }
 
@@ -283,9 +301,7 @@ func (p *parts) handler() http.Handler {
 		connect.WithCompression("gzip", nil, nil), // a socket on the same host: packing only costs
 	)
 	mux := http.NewServeMux()
-	mux.Handle(bangerv1connect.NewVMServiceHandler(&vmService{
-		cfg: cfg, log: p.daemon.log, store: p.store, ops: p.ops, images: p.images, kernels: p.kernels, fleet: p.fleet,
-	}, options))
+	mux.Handle(bangerv1connect.NewVMServiceHandler(p.vms, options))
 	mux.Handle(bangerv1connect.NewEventServiceHandler(&eventService{store: p.store, stopping: p.daemon.stopCtx.Done()}, options))
 	mux.Handle(bangerv1connect.NewFsckServiceHandler(&fsckService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewOperationServiceHandler(&operationService{ops: p.ops}, options))
@@ -296,7 +312,7 @@ func (p *parts) handler() http.Handler {
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(&templateService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(&snapshotService{parts: p}, options))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(&daemonService{
-		cfg: cfg, store: p.store, ops: p.ops, started: p.started, shutdown: func() { p.daemon.stop(errShutdown) },
+		cfg: cfg, store: p.store, ops: p.ops, started: p.started, pool: p.vms.pool, shutdown: func() { p.daemon.stop(errShutdown) },
 	}, options))
 	return mux
 }

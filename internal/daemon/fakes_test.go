@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -58,6 +59,7 @@ const (
 	fallsOver   = "FAKE=falls" // the guest's kernel panics soon after it became ready
 	busy        = "FAKE=busy"  // a session is open
 	cannotGrow  = "FAKE=small" // GrowDisk fails
+	deafToIt    = "deaf"       // a name that no guest takes
 )
 
 // fake is a supervisor without a VMM. It keeps the order at the end that the real one promises.
@@ -218,6 +220,18 @@ func (f *fake) phase(name string) (*connect.Response[bangerv1.SupervisorStatus],
 	f.update(func(s *bangerv1.SupervisorStatus) { s.Phase = name })
 	s, _ := f.get()
 	return connect.NewResponse(s), nil
+}
+
+// Identify leaves a file beside the disk that says which name the guest was told, and fails for one that is on a list.
+func (f *fake) Identify(_ context.Context, req *connect.Request[bangerv1.SupervisorIdentifyRequest]) (*connect.Response[bangerv1.SupervisorIdentifyResponse], error) {
+	if !f.launch.Pool {
+		return nil, fault.New(fault.Conflict, "it has a name already")
+	}
+	if req.Msg.GetName() == deafToIt {
+		return nil, fault.New(fault.Unavailable, "the guest does not answer")
+	}
+	path := filepath.Join(f.launch.Paths.VM(string(f.launch.VMID)), "told-name")
+	return connect.NewResponse(&bangerv1.SupervisorIdentifyResponse{}), os.WriteFile(path, []byte(req.Msg.GetName()), 0o600)
 }
 
 // GrowDisk leaves a file beside the disk that says how large the guest was told that it is.

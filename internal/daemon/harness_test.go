@@ -76,11 +76,15 @@ func fakeConfig(p paths.Paths, images, kernels *daemontest.Catalog) daemon.Confi
 		level = slog.LevelDebug
 	}
 	drivers := map[string]hypervisor.Driver{"fake": driver{}}
+	var times daemon.Times
+	if os.Getenv(poolEnv) != "" {
+		settings.VMM.WarmPool, times.Lull = 1, 10*time.Millisecond
+	}
 	if faults := os.Getenv(templatesEnv); faults != "" {
 		settings.VMM.Templates, drivers["fake"] = true, fakevmm.New(fakevmm.Options{Faults: faults})
 	}
 	return daemon.Config{
-		Paths: p, Build: "test", Settings: settings,
+		Paths: p, Build: "test", Settings: settings, Times: times,
 		Log:     slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		Drivers: drivers,
 		Images:  withFiles(images.Source(), daemon.Images(p, settings)), Kernels: withNames(kernels.Source(), daemon.Kernels(p, settings)),

@@ -57,7 +57,7 @@ func (f *fleet) describe(v store.VM) (vmdir.Launch, error) {
 	}
 	net := netstack.For(v.ID)
 	return vmdir.Launch{
-		VMID: v.ID, Name: v.Name(), Driver: v.Driver, Paths: p,
+		VMID: v.ID, Name: v.Name(), Driver: v.Driver, Paths: p, Pool: v.Spec.Purpose == vm.PurposePool,
 		BootDeadline: bootDeadline, Attempts: bootAttempts, ConsoleLimit: consoleLimit,
 		Machine: machineOf(v, kernelDir, ramdisk, img.Rootfs, disk, p.VMRun(string(v.ID))),
 		Guest: agentwire.Config{
@@ -87,7 +87,7 @@ func (f *fleet) rootOf(v store.VM) (Artifact, error) {
 		return Artifact{}, library.Unusable(store.Image, img)
 	}
 	img.Rootfs = rootfsOf(img)
-	if v.Hidden() {
+	if v.Hidden() && v.Spec.Purpose != vm.PurposePool {
 		img.Config = source.Config{}
 	}
 	return img, nil

@@ -21,6 +21,7 @@ import (
 	"banger/internal/progress"
 	"banger/internal/store"
 	"banger/internal/template"
+	"banger/internal/vm"
 	"banger/internal/vmdir"
 )
 
@@ -43,7 +44,7 @@ type prepared struct {
 
 // preparedOf says what the prepared template of a new VM is, or returns nil when it cannot have one.
 func (f *fleet) preparedOf(ctx context.Context, v store.VM) *prepared {
-	if !f.templates.on || v.Hidden() || v.ResetToken != "" {
+	if !f.templates.on || v.Hidden() && v.Spec.Purpose != vm.PurposePool || v.ResetToken != "" {
 		return nil
 	}
 	launch, err := f.describe(v)

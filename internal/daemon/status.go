@@ -23,6 +23,7 @@ type daemonService struct {
 	store    *store.Store
 	ops      *operation.Registry[string]
 	started  time.Time
+	pool     *pool
 	shutdown func()
 }
 
@@ -43,7 +44,9 @@ func (s *daemonService) Status(ctx context.Context, _ *connect.Request[bangerv1.
 			running++
 		}
 	}
+	ready, size := s.pool.counts()
 	return connect.NewResponse(&bangerv1.StatusResponse{
+		PoolReady: int32(ready), PoolSize: int32(size),
 		Build: s.cfg.Build, Pid: int32(os.Getpid()), StartedAtMs: millis(s.started), RunningVms: int32(running),
 		RunningOperations: int32(s.ops.Running()), Socket: s.cfg.Paths.DaemonSocket(), DataDir: s.cfg.Paths.Data,
 		Log: s.cfg.Paths.DaemonLog(),

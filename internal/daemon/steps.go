@@ -42,8 +42,12 @@ const (
 	StepResetRow    Step = "reset.row"    // the row says that the next start resets
 	StepResetRecord Step = "reset.record" // and vm.json too
 
-	StepOwnRoot      Step = "own.root"      // the root file system of a VM of the daemon's own is there, its row is not complete
-	StepOwnReady     Step = "own.ready"     // the guest of one is ready
+	StepOwnRoot    Step = "own.root"    // the root file system of a VM of the daemon's own is there, its row is not complete
+	StepOwnReady   Step = "own.ready"   // the guest of one is ready
+	StepPoolReady  Step = "pool.ready"  // a VM of the pool can be taken
+	StepPoolNamed  Step = "pool.named"  // the guest of one that is being taken has its name
+	StepPoolRecord Step = "pool.record" // and so has its directory
+
 	StepSuspendDir   Step = "suspend.dir"   // the place for the memory is there
 	StepSuspendEnded Step = "suspend.ended" // the memory is on the disk and the VM has ended
 
@@ -70,6 +74,7 @@ func Steps() []Step {
 		StepStartRow, StepStartLaunch, StepStartSpawned, StepStartReady, StepStopRow, StepStopEnded,
 		StepRemoveRow, StepRemoveEnded, StepRemoveRun, StepRemoveDir, StepGrowFile, StepGrowGuest,
 		StepChangeRow, StepChangeRecord, StepResetRow, StepResetRecord, StepSuspendDir, StepSuspendEnded, StepOwnRoot, StepOwnReady,
+		StepPoolReady, StepPoolNamed, StepPoolRecord,
 		library.StepStaged, library.StepMoved, library.StepNamed, library.StepRow,
 		library.StepForgetNames, library.StepForgetRow, library.StepForgetGone,
 		StepSnapshotDir, StepSnapshotSaved, StepSnapshotNamed, StepRestorePrepared, StepRestoreEnded, StepRestoreMemory,

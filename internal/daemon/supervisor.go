@@ -83,6 +83,12 @@ func (s *supervisor) save(ctx context.Context, req *bangerv1.SupervisorSaveReque
 	return resp.Msg, nil
 }
 
+// identify tells the guest of a VM of the pool who it is.
+func (s *supervisor) identify(ctx context.Context, req *bangerv1.SupervisorIdentifyRequest) error {
+	_, err := s.client.Identify(ctx, connect.NewRequest(req))
+	return err
+}
+
 // growDisk tells VMM and guest that the disk's file has grown.
 func (s *supervisor) growDisk(ctx context.Context) error {
 	_, err := s.client.GrowDisk(ctx, connect.NewRequest(&bangerv1.SupervisorGrowDiskRequest{}))

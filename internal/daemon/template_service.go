@@ -48,6 +48,7 @@ func (s *templateService) list(ctx context.Context) ([]*bangerv1.Template, error
 		out := &bangerv1.Template{
 			Key: t.Key, Vmm: t.Driver, Cpus: int32(t.CPUs), MemoryBytes: t.Memory, Kernel: t.Kernel, UsedBytes: t.Used,
 			CreatedAtMs: millis(t.Created), LastUsedMs: millis(t.Last), UsedBy: users[t.Key],
+			Image: t.Image,
 		}
 		if _, err := s.store().Get(t.Key); err != nil {
 			out.Problem = strings.TrimPrefix(err.Error(), "template "+t.Key+": ")
@@ -74,7 +75,7 @@ func (f *fleet) templateUsers(ctx context.Context) (map[string][]string, error) 
 	}
 	users := map[string][]string{}
 	for _, v := range all {
-		if r := f.runOf(v.ID); r != nil && r.from().template != "" {
+		if r := f.runOf(v.ID); r != nil && !v.Hidden() && r.from().template != "" {
 			key := r.from().template
 			users[key] = append(users[key], string(v.Name()))
 		}

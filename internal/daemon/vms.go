@@ -36,6 +36,7 @@ type vmService struct {
 	images  *library.Library
 	kernels *library.Library
 	fleet   *fleet
+	pool    *pool
 
 	createMu sync.Mutex // held while a name is checked and reserved
 }

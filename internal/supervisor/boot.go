@@ -67,7 +67,7 @@ func (s *Supervisor) goOn() (hypervisor.Machine, ending) {
 	}
 	if fault.HintOf(failed.err) == "" {
 		failed.err = fault.Wrap(fault.ClassOf(failed.err), failed.err, "it cannot go on from its memory").
-			WithHint("banger vm start --cold %s   # drops the memory, keeps the disk", s.launch.Name)
+			WithHint("banger vm start --cold %s   # drops the memory, keeps the disk", s.name())
 	}
 	return nil, s.bootFailed(failed, 1)
 }
@@ -95,9 +95,9 @@ func (s *Supervisor) bootFailed(failed *failure, attempts int) ending {
 	if attempts > 1 {
 		reason += fmt.Sprintf(" (the last of %d attempts)", attempts)
 	}
-	err := fault.New(fault.ClassOf(failed.err), "vm %s: %s", s.launch.Name, reason)
+	err := fault.New(fault.ClassOf(failed.err), "vm %s: %s", s.name(), reason)
 	if err.Hint = fault.HintOf(failed.err); err.Hint == "" {
-		err.Hint = "banger vm logs " + string(s.launch.Name)
+		err.Hint = "banger vm logs " + s.name()
 	}
 	return ending{exit: vmdir.Exit{Reason: reason, Code: failed.code, Failed: true}, err: err}
 }

@@ -32,8 +32,8 @@ func (s service) lead(ctx context.Context, t task) error {
 		switch status.GetPhase() {
 		case phaseReady, phasePaused:
 		case phaseStarting:
-			return fault.New(fault.Conflict, "vm %s is still starting", s.launch.Name).
-				WithHint("banger vm wait --state running %s", s.launch.Name)
+			return fault.New(fault.Conflict, "vm %s is still starting", s.name()).
+				WithHint("banger vm wait --state running %s", s.name())
 		default:
 			return s.notRunning(status)
 		}
@@ -42,7 +42,7 @@ func (s service) lead(ctx context.Context, t task) error {
 			return <-t.done
 		case <-changed:
 		case <-ctx.Done():
-			return fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s", s.launch.Name)
+			return fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s", s.name())
 		}
 	}
 }
@@ -60,11 +60,11 @@ func (s *Supervisor) perform(t task, m hypervisor.Machine) error {
 	case err == nil:
 		return nil
 	case s.orders.asked.Err() != nil:
-		return fault.New(fault.Conflict, "vm %s is stopping", s.launch.Name).WithHint("banger vm start %s", s.launch.Name)
+		return fault.New(fault.Conflict, "vm %s is stopping", s.name()).WithHint("banger vm start %s", s.name())
 	case isDone(m):
-		return fault.New(fault.Conflict, "vm %s has ended", s.launch.Name).WithHint("banger vm start %s", s.launch.Name)
+		return fault.New(fault.Conflict, "vm %s has ended", s.name()).WithHint("banger vm start %s", s.name())
 	}
-	return fault.Context(err, "vm %s", s.launch.Name)
+	return fault.Context(err, "vm %s", s.name())
 }
 
 // setPhase moves between ready and paused for a caller, which is a use of the VM. Leading goroutine only.
@@ -82,7 +82,7 @@ func (s *Supervisor) guestHalted(reason string) {
 	s.log.Error("the vmm has paused the guest", "reason", reason)
 	s.board.update(func(st *bangerv1.SupervisorStatus) {
 		st.Phase = phasePaused
-		st.Fault = rpc.Proto(fault.New(fault.Exhausted, "%s", reason).WithHint("banger vm unpause %s", s.launch.Name))
+		st.Fault = rpc.Proto(fault.New(fault.Exhausted, "%s", reason).WithHint("banger vm unpause %s", s.name()))
 	})
 }
 
@@ -236,7 +236,7 @@ func (s *Supervisor) grow(ctx context.Context, m hypervisor.Machine) (agentwire.
 	resizer, ok := m.(hypervisor.DiskResizer)
 	if !ok {
 		return agentwire.Grown{}, fault.New(fault.Invalid, "its vmm cannot grow a disk while it runs").
-			WithHint("banger vm restart %s", s.launch.Name)
+			WithHint("banger vm restart %s", s.name())
 	}
 	info, err := os.Stat(s.diskPath())
 	if err != nil {
@@ -274,7 +274,7 @@ func (s *Supervisor) isPaused(status *bangerv1.SupervisorStatus) error {
 	if f := status.GetFault(); f != nil {
 		why = ": " + f.GetMessage()
 	}
-	return fault.New(fault.Conflict, "vm %s is paused%s", s.launch.Name, why).WithHint("banger vm unpause %s", s.launch.Name)
+	return fault.New(fault.Conflict, "vm %s is paused%s", s.name(), why).WithHint("banger vm unpause %s", s.name())
 }
 
 // Ports implements the RPC. While the VM starts, it waits.
@@ -287,7 +287,7 @@ func (s service) Ports(ctx context.Context, _ *connect.Request[bangerv1.Supervis
 	defer cancel()
 	ports, err := client.Ports(ctx)
 	if err != nil {
-		return nil, fault.Context(err, "vm %s", s.launch.Name)
+		return nil, fault.Context(err, "vm %s", s.name())
 	}
 	out := &bangerv1.SupervisorPortsResponse{}
 	for _, p := range ports {

@@ -80,15 +80,15 @@ func (s service) awaitGuest(ctx context.Context) (*guest.Client, error) {
 			if conn, _ := s.link.get(); conn != nil {
 				return conn.client, nil
 			}
-			return nil, fault.New(fault.Unavailable, "vm %s: the connection to the guest is lost, trying to get it back", s.launch.Name).
-				WithHint("banger vm logs %s", s.launch.Name)
+			return nil, fault.New(fault.Unavailable, "vm %s: the connection to the guest is lost, trying to get it back", s.name()).
+				WithHint("banger vm logs %s", s.name())
 		default:
 			return nil, s.notRunning(status)
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: wait for the guest", s.launch.Name)
+			return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: wait for the guest", s.name())
 		}
 	}
 }
@@ -102,7 +102,7 @@ func (s service) notRunning(status *bangerv1.SupervisorStatus) error {
 	if reason := status.GetExit().GetReason(); reason != "" {
 		what = "has ended: " + reason
 	}
-	return fault.New(fault.Conflict, "vm %s %s", s.launch.Name, what).WithHint("banger vm start %s", s.launch.Name)
+	return fault.New(fault.Conflict, "vm %s %s", s.name(), what).WithHint("banger vm start %s", s.name())
 }
 
 // bridge moves messages both ways until the command has ended or one side is gone.
@@ -162,16 +162,16 @@ func (s service) execFault(ctx context.Context, err error) error {
 		if errors.As(cause, &f) {
 			return cause
 		}
-		return fault.Wrap(fault.Cancelled, cause, "vm %s: the command was given up", s.launch.Name)
+		return fault.Wrap(fault.Cancelled, cause, "vm %s: the command was given up", s.name())
 	}
 	if isFinal(err) {
 		return err
 	}
 	if phase := s.board.phase(); phase != phaseReady && phase != phasePaused {
-		return fault.New(fault.Unavailable, "vm %s was stopped while the command ran", s.launch.Name).
-			WithHint("banger vm start %s", s.launch.Name)
+		return fault.New(fault.Unavailable, "vm %s was stopped while the command ran", s.name()).
+			WithHint("banger vm start %s", s.name())
 	}
-	return fault.Wrap(fault.Unavailable, err, "vm %s", s.launch.Name)
+	return fault.Wrap(fault.Unavailable, err, "vm %s", s.name())
 }
 
 // forwardOutput sends what the command does. It returns nil after its exit was sent.
@@ -226,7 +226,7 @@ func (s service) forwardInput(stream *execStream, process *guest.Process, queue 
 		case fault.Is(err, fault.Invalid):
 			return err
 		case err != nil:
-			return fault.Wrap(fault.Unavailable, err, "vm %s: the connection to the guest broke", s.launch.Name)
+			return fault.Wrap(fault.Unavailable, err, "vm %s: the connection to the guest broke", s.name())
 		}
 	}
 }

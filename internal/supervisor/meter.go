@@ -103,7 +103,7 @@ func (s *Supervisor) keepSampling(ctx context.Context) {
 // sample returns a fresh sample, which all who ask at the same time share. The error is the end of ctx.
 func (s *Supervisor) sample(ctx context.Context) (*bangerv1.Sample, error) {
 	gone := func() error {
-		return fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: stats", s.launch.Name)
+		return fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: stats", s.name())
 	}
 	select {
 	case s.meter.turn <- struct{}{}:
@@ -177,7 +177,7 @@ func (s service) measurable() error {
 	case phaseReady, phasePaused:
 		return nil
 	case phaseStarting:
-		return fault.New(fault.Conflict, "vm %s is still starting", s.launch.Name)
+		return fault.New(fault.Conflict, "vm %s is still starting", s.name())
 	}
 	return s.notRunning(status)
 }

@@ -12,6 +12,7 @@ import (
 	"banger/internal/atomicfile"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
+	"banger/internal/vm"
 	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -66,6 +67,8 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 		err = errors.Join(err, emptyDir(dir))
 	}()
 	saved = vmdir.SavedMachine{Launch: s.launch, Created: time.Now().UTC().Truncate(time.Second)}
+	saved.Launch.Name, saved.Launch.Guest.Hostname, saved.Launch.Pool = vm.Name(s.name()), s.name(), false
+	saved.Launch.Prepared = false
 	saved.Launch.Template, saved.Launch.TemplateKey, saved.Launch.TemplateFault = nil, "", ""
 	saved.Launch.Resume, saved.Launch.Identity = nil, nil
 	if saved.Shape, err = shaper.Shape(ctx, s.launch.Machine); err != nil {

@@ -114,7 +114,7 @@ func (s service) feed(q *stdinQueue, process *guest.Process, out *execSender) er
 		case errors.Is(err, io.ErrClosedPipe): // what comes now is of no use to anybody
 			return nil
 		case err != nil:
-			return fault.Wrap(fault.Unavailable, err, "vm %s: the connection to the guest broke", s.launch.Name)
+			return fault.Wrap(fault.Unavailable, err, "vm %s: the connection to the guest broke", s.name())
 		}
 		// Not every time: keys that are pressed would come in pairs.
 		if untold += len(b); untold >= stdinWindow/4 {

@@ -85,9 +85,9 @@ func (s service) awaitEnd(ctx context.Context) (*connect.Response[bangerv1.Super
 			return connect.NewResponse(status), nil
 		}
 		return nil, fault.New(fault.Timeout, "vm %s: the vmm (pid %d) did not die when it was killed: it is stuck in the host's kernel",
-			s.launch.Name, status.GetVmmPid())
+			s.name(), status.GetVmmPid())
 	case <-ctx.Done():
-		return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: wait for its end", s.launch.Name)
+		return nil, fault.Wrap(fault.ClassOf(ctx.Err()), context.Cause(ctx), "vm %s: wait for its end", s.name())
 	}
 	status, _ := s.board.get()
 	return connect.NewResponse(status), nil

@@ -24,6 +24,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -80,6 +81,8 @@ type Supervisor struct {
 	gone   chan struct{}  // closed when phase exited has been published
 	done   chan struct{}  // closed when Run has returned
 	calls  sync.WaitGroup // what runs for callers; see enter
+
+	called atomic.Pointer[string] // the VM's name, if it has got one since
 
 	mu      sync.Mutex // guards the fields below
 	ran     bool

@@ -45,6 +45,7 @@ type Purpose string
 const (
 	PurposeBuild  Purpose = "build"  // it runs a step of a build
 	PurposeExport Purpose = "export" // it packs the root file system of an image
+	PurposePool   Purpose = "pool"   // it waits to become somebody's
 )
 
 // Hidden reports whether the VM is one of the daemon's own.

@@ -63,6 +63,8 @@ type Launch struct {
 	// Prepared says that the guest of Template is configured, with this VM's image and a disk that its own is a copy of: it
 	// is not configured but woken, as this VM.
 	Prepared bool `json:"prepared,omitempty"`
+	// Pool says that the VM is one of the daemon's pool, until somebody takes it.
+	Pool bool `json:"pool,omitempty"`
 	// TemplateKey names it, for those who ask which VMs use it.
 	TemplateKey string `json:"template_key,omitempty"`
 	// TemplateFault says what was wrong with templates before the launch: there is none, or it had to be made anew.

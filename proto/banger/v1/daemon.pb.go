@@ -181,6 +181,8 @@ type StatusResponse struct {
 	Socket            string                 `protobuf:"bytes,6,opt,name=socket,proto3" json:"socket,omitempty"`
 	DataDir           string                 `protobuf:"bytes,7,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
 	Log               string                 `protobuf:"bytes,8,opt,name=log,proto3" json:"log,omitempty"`
+	PoolReady         int32                  `protobuf:"varint,9,opt,name=pool_ready,json=poolReady,proto3" json:"pool_ready,omitempty"` // VMs that wait to be taken
+	PoolSize          int32                  `protobuf:"varint,10,opt,name=pool_size,json=poolSize,proto3" json:"pool_size,omitempty"`   // how many of one kind there are to be (vmm.warm_pool)
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -269,6 +271,20 @@ func (x *StatusResponse) GetLog() string {
 		return x.Log
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetPoolReady() int32 {
+	if x != nil {
+		return x.PoolReady
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetPoolSize() int32 {
+	if x != nil {
+		return x.PoolSize
+	}
+	return 0
 }
 
 type ShutdownRequest struct {
@@ -4063,7 +4079,8 @@ type Template struct {
 	Failures      int32                  `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`         // in a row
 	LastFailure   string                 `protobuf:"bytes,12,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
 	LastFailureMs int64                  `protobuf:"varint,13,opt,name=last_failure_ms,json=lastFailureMs,proto3" json:"last_failure_ms,omitempty"`
-	Off           bool                   `protobuf:"varint,14,opt,name=off,proto3" json:"off,omitempty"` // it failed too often: VMs of its shape are booted until it is removed
+	Off           bool                   `protobuf:"varint,14,opt,name=off,proto3" json:"off,omitempty"`    // it failed too often: VMs of its shape are booted until it is removed
+	Image         string                 `protobuf:"bytes,15,opt,name=image,proto3" json:"image,omitempty"` // of a prepared one, which has the image and a disk; empty: it serves every image
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4194,6 +4211,13 @@ func (x *Template) GetOff() bool {
 		return x.Off
 	}
 	return false
+}
+
+func (x *Template) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
 }
 
 type RemoveTemplateRequest struct {
@@ -4516,7 +4540,7 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05build\x18\x02 \x01(\tR\x05build\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x05R\x03pid\"\x0f\n" +
-	"\rStatusRequest\"\xf1\x01\n" +
+	"\rStatusRequest\"\xad\x02\n" +
 	"\x0eStatusResponse\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\"\n" +
@@ -4526,7 +4550,11 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x12running_operations\x18\x05 \x01(\x05R\x11runningOperations\x12\x16\n" +
 	"\x06socket\x18\x06 \x01(\tR\x06socket\x12\x19\n" +
 	"\bdata_dir\x18\a \x01(\tR\adataDir\x12\x10\n" +
-	"\x03log\x18\b \x01(\tR\x03log\"*\n" +
+	"\x03log\x18\b \x01(\tR\x03log\x12\x1d\n" +
+	"\n" +
+	"pool_ready\x18\t \x01(\x05R\tpoolReady\x12\x1b\n" +
+	"\tpool_size\x18\n" +
+	" \x01(\x05R\bpoolSize\"*\n" +
 	"\x0fShutdownRequest\x12\x17\n" +
 	"\aif_idle\x18\x01 \x01(\bR\x06ifIdle\"\x12\n" +
 	"\x10ShutdownResponse\"b\n" +
@@ -4779,7 +4807,7 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\ttemplates\x18\x01 \x03(\v2\x13.banger.v1.TemplateR\ttemplates\x12\x1f\n" +
 	"\vlimit_bytes\x18\x02 \x01(\x04R\n" +
 	"limitBytes\x12\x10\n" +
-	"\x03off\x18\x03 \x01(\bR\x03off\"\x8e\x03\n" +
+	"\x03off\x18\x03 \x01(\bR\x03off\"\xa4\x03\n" +
 	"\bTemplate\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x10\n" +
 	"\x03vmm\x18\x02 \x01(\tR\x03vmm\x12\x12\n" +
@@ -4797,7 +4825,8 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\bfailures\x18\v \x01(\x05R\bfailures\x12!\n" +
 	"\flast_failure\x18\f \x01(\tR\vlastFailure\x12&\n" +
 	"\x0flast_failure_ms\x18\r \x01(\x03R\rlastFailureMs\x12\x10\n" +
-	"\x03off\x18\x0e \x01(\bR\x03off\")\n" +
+	"\x03off\x18\x0e \x01(\bR\x03off\x12\x14\n" +
+	"\x05image\x18\x0f \x01(\tR\x05image\")\n" +
 	"\x15RemoveTemplateRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"K\n" +
 	"\x16RemoveTemplateResponse\x12\x10\n" +

@@ -135,6 +135,118 @@ func (x *SupervisorSaveResponse) GetDiskShared() bool {
 	return false
 }
 
+type SupervisorIdentifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Env           []string               `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty"` // the image's and the VM's own
+	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir       string                 `protobuf:"bytes,4,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	Final         bool                   `protobuf:"varint,5,opt,name=final,proto3" json:"final,omitempty"` // somebody has taken it: there is no other name after this one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorIdentifyRequest) Reset() {
+	*x = SupervisorIdentifyRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorIdentifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorIdentifyRequest) ProtoMessage() {}
+
+func (x *SupervisorIdentifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorIdentifyRequest.ProtoReflect.Descriptor instead.
+func (*SupervisorIdentifyRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SupervisorIdentifyRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SupervisorIdentifyRequest) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *SupervisorIdentifyRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *SupervisorIdentifyRequest) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *SupervisorIdentifyRequest) GetFinal() bool {
+	if x != nil {
+		return x.Final
+	}
+	return false
+}
+
+type SupervisorIdentifyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SupervisorIdentifyResponse) Reset() {
+	*x = SupervisorIdentifyResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SupervisorIdentifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SupervisorIdentifyResponse) ProtoMessage() {}
+
+func (x *SupervisorIdentifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SupervisorIdentifyResponse.ProtoReflect.Descriptor instead.
+func (*SupervisorIdentifyResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{3}
+}
+
 type SupervisorPauseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -143,7 +255,7 @@ type SupervisorPauseRequest struct {
 
 func (x *SupervisorPauseRequest) Reset() {
 	*x = SupervisorPauseRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -155,7 +267,7 @@ func (x *SupervisorPauseRequest) String() string {
 func (*SupervisorPauseRequest) ProtoMessage() {}
 
 func (x *SupervisorPauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[2]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -168,7 +280,7 @@ func (x *SupervisorPauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorPauseRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorPauseRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{2}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{4}
 }
 
 type SupervisorUnpauseRequest struct {
@@ -179,7 +291,7 @@ type SupervisorUnpauseRequest struct {
 
 func (x *SupervisorUnpauseRequest) Reset() {
 	*x = SupervisorUnpauseRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -191,7 +303,7 @@ func (x *SupervisorUnpauseRequest) String() string {
 func (*SupervisorUnpauseRequest) ProtoMessage() {}
 
 func (x *SupervisorUnpauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[3]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -204,7 +316,7 @@ func (x *SupervisorUnpauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorUnpauseRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorUnpauseRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{3}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{5}
 }
 
 type SupervisorGrowDiskRequest struct {
@@ -215,7 +327,7 @@ type SupervisorGrowDiskRequest struct {
 
 func (x *SupervisorGrowDiskRequest) Reset() {
 	*x = SupervisorGrowDiskRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -227,7 +339,7 @@ func (x *SupervisorGrowDiskRequest) String() string {
 func (*SupervisorGrowDiskRequest) ProtoMessage() {}
 
 func (x *SupervisorGrowDiskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[4]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -240,7 +352,7 @@ func (x *SupervisorGrowDiskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorGrowDiskRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorGrowDiskRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{6}
 }
 
 type SupervisorGrowDiskResponse struct {
@@ -253,7 +365,7 @@ type SupervisorGrowDiskResponse struct {
 
 func (x *SupervisorGrowDiskResponse) Reset() {
 	*x = SupervisorGrowDiskResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -265,7 +377,7 @@ func (x *SupervisorGrowDiskResponse) String() string {
 func (*SupervisorGrowDiskResponse) ProtoMessage() {}
 
 func (x *SupervisorGrowDiskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[5]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -278,7 +390,7 @@ func (x *SupervisorGrowDiskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorGrowDiskResponse.ProtoReflect.Descriptor instead.
 func (*SupervisorGrowDiskResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SupervisorGrowDiskResponse) GetDiskBytes() uint64 {
@@ -304,7 +416,7 @@ type SupervisorStatsRequest struct {
 
 func (x *SupervisorStatsRequest) Reset() {
 	*x = SupervisorStatsRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +428,7 @@ func (x *SupervisorStatsRequest) String() string {
 func (*SupervisorStatsRequest) ProtoMessage() {}
 
 func (x *SupervisorStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[6]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +441,7 @@ func (x *SupervisorStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatsRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStatsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SupervisorStatsRequest) GetSamples() int32 {
@@ -348,7 +460,7 @@ type SupervisorStatsResponse struct {
 
 func (x *SupervisorStatsResponse) Reset() {
 	*x = SupervisorStatsResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +472,7 @@ func (x *SupervisorStatsResponse) String() string {
 func (*SupervisorStatsResponse) ProtoMessage() {}
 
 func (x *SupervisorStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[7]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +485,7 @@ func (x *SupervisorStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatsResponse.ProtoReflect.Descriptor instead.
 func (*SupervisorStatsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SupervisorStatsResponse) GetSamples() []*Sample {
@@ -392,7 +504,7 @@ type SupervisorWatchStatsRequest struct {
 
 func (x *SupervisorWatchStatsRequest) Reset() {
 	*x = SupervisorWatchStatsRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +516,7 @@ func (x *SupervisorWatchStatsRequest) String() string {
 func (*SupervisorWatchStatsRequest) ProtoMessage() {}
 
 func (x *SupervisorWatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[8]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +529,7 @@ func (x *SupervisorWatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorWatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorWatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SupervisorWatchStatsRequest) GetIntervalMs() int64 {
@@ -435,7 +547,7 @@ type SupervisorPortsRequest struct {
 
 func (x *SupervisorPortsRequest) Reset() {
 	*x = SupervisorPortsRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +559,7 @@ func (x *SupervisorPortsRequest) String() string {
 func (*SupervisorPortsRequest) ProtoMessage() {}
 
 func (x *SupervisorPortsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[9]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +572,7 @@ func (x *SupervisorPortsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorPortsRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorPortsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{11}
 }
 
 type SupervisorPortsResponse struct {
@@ -472,7 +584,7 @@ type SupervisorPortsResponse struct {
 
 func (x *SupervisorPortsResponse) Reset() {
 	*x = SupervisorPortsResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +596,7 @@ func (x *SupervisorPortsResponse) String() string {
 func (*SupervisorPortsResponse) ProtoMessage() {}
 
 func (x *SupervisorPortsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[10]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +609,7 @@ func (x *SupervisorPortsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorPortsResponse.ProtoReflect.Descriptor instead.
 func (*SupervisorPortsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SupervisorPortsResponse) GetPorts() []*Port {
@@ -515,7 +627,7 @@ type SupervisorStatusRequest struct {
 
 func (x *SupervisorStatusRequest) Reset() {
 	*x = SupervisorStatusRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +639,7 @@ func (x *SupervisorStatusRequest) String() string {
 func (*SupervisorStatusRequest) ProtoMessage() {}
 
 func (x *SupervisorStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[11]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +652,7 @@ func (x *SupervisorStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatusRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{13}
 }
 
 type SupervisorWatchRequest struct {
@@ -551,7 +663,7 @@ type SupervisorWatchRequest struct {
 
 func (x *SupervisorWatchRequest) Reset() {
 	*x = SupervisorWatchRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +675,7 @@ func (x *SupervisorWatchRequest) String() string {
 func (*SupervisorWatchRequest) ProtoMessage() {}
 
 func (x *SupervisorWatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[12]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +688,7 @@ func (x *SupervisorWatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorWatchRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorWatchRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{14}
 }
 
 type SupervisorStopRequest struct {
@@ -589,7 +701,7 @@ type SupervisorStopRequest struct {
 
 func (x *SupervisorStopRequest) Reset() {
 	*x = SupervisorStopRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +713,7 @@ func (x *SupervisorStopRequest) String() string {
 func (*SupervisorStopRequest) ProtoMessage() {}
 
 func (x *SupervisorStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[13]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +726,7 @@ func (x *SupervisorStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStopRequest.ProtoReflect.Descriptor instead.
 func (*SupervisorStopRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SupervisorStopRequest) GetKill() bool {
@@ -654,7 +766,7 @@ type SupervisorStatus struct {
 
 func (x *SupervisorStatus) Reset() {
 	*x = SupervisorStatus{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +778,7 @@ func (x *SupervisorStatus) String() string {
 func (*SupervisorStatus) ProtoMessage() {}
 
 func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[14]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +791,7 @@ func (x *SupervisorStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SupervisorStatus.ProtoReflect.Descriptor instead.
 func (*SupervisorStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SupervisorStatus) GetVmId() string {
@@ -801,7 +913,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +925,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[15]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +938,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Exit) GetReason() string {
@@ -880,7 +992,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1004,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[16]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1017,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecRequest) GetKind() isExecRequest_Kind {
@@ -1010,7 +1122,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1134,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[17]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1147,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecStart) GetArgv() []string {
@@ -1104,7 +1216,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1228,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[18]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1241,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -1162,7 +1274,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1286,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[19]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1299,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecResponse) GetKind() isExecResponse_Kind {
@@ -1289,7 +1401,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[20]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1413,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[20]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1426,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecStarted) GetPid() int32 {
@@ -1341,7 +1453,7 @@ type ExecExited struct {
 
 func (x *ExecExited) Reset() {
 	*x = ExecExited{}
-	mi := &file_banger_v1_supervisor_proto_msgTypes[21]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1465,7 @@ func (x *ExecExited) String() string {
 func (*ExecExited) ProtoMessage() {}
 
 func (x *ExecExited) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_supervisor_proto_msgTypes[21]
+	mi := &file_banger_v1_supervisor_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1478,7 @@ func (x *ExecExited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExited.ProtoReflect.Descriptor instead.
 func (*ExecExited) Descriptor() ([]byte, []int) {
-	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecExited) GetCode() int32 {
@@ -1395,7 +1507,14 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x16SupervisorSaveResponse\x12\x19\n" +
 	"\bstill_us\x18\x01 \x01(\x03R\astillUs\x12\x1f\n" +
 	"\vdisk_shared\x18\x02 \x01(\bR\n" +
-	"diskShared\"\x18\n" +
+	"diskShared\"\x85\x01\n" +
+	"\x19SupervisorIdentifyRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03env\x18\x02 \x03(\tR\x03env\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x04 \x01(\tR\aworkdir\x12\x14\n" +
+	"\x05final\x18\x05 \x01(\bR\x05final\"\x1c\n" +
+	"\x1aSupervisorIdentifyResponse\"\x18\n" +
 	"\x16SupervisorPauseRequest\"\x1a\n" +
 	"\x18SupervisorUnpauseRequest\"\x1b\n" +
 	"\x19SupervisorGrowDiskRequest\"f\n" +
@@ -1473,7 +1592,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
 	"ExecExited\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\tR\x06signal2\xd4\x06\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal2\xad\a\n" +
 	"\x11SupervisorService\x12I\n" +
 	"\x06Status\x12\".banger.v1.SupervisorStatusRequest\x1a\x1b.banger.v1.SupervisorStatus\x12I\n" +
 	"\x05Watch\x12!.banger.v1.SupervisorWatchRequest\x1a\x1b.banger.v1.SupervisorStatus0\x01\x12E\n" +
@@ -1481,6 +1600,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x05Pause\x12!.banger.v1.SupervisorPauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12K\n" +
 	"\aUnpause\x12#.banger.v1.SupervisorUnpauseRequest\x1a\x1b.banger.v1.SupervisorStatus\x12K\n" +
 	"\x04Save\x12 .banger.v1.SupervisorSaveRequest\x1a!.banger.v1.SupervisorSaveResponse\x12W\n" +
+	"\bIdentify\x12$.banger.v1.SupervisorIdentifyRequest\x1a%.banger.v1.SupervisorIdentifyResponse\x12W\n" +
 	"\bGrowDisk\x12$.banger.v1.SupervisorGrowDiskRequest\x1a%.banger.v1.SupervisorGrowDiskResponse\x12N\n" +
 	"\x05Stats\x12!.banger.v1.SupervisorStatsRequest\x1a\".banger.v1.SupervisorStatsResponse\x12I\n" +
 	"\n" +
@@ -1500,68 +1620,72 @@ func file_banger_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_banger_v1_supervisor_proto_rawDescData
 }
 
-var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_banger_v1_supervisor_proto_goTypes = []any{
 	(*SupervisorSaveRequest)(nil),       // 0: banger.v1.SupervisorSaveRequest
 	(*SupervisorSaveResponse)(nil),      // 1: banger.v1.SupervisorSaveResponse
-	(*SupervisorPauseRequest)(nil),      // 2: banger.v1.SupervisorPauseRequest
-	(*SupervisorUnpauseRequest)(nil),    // 3: banger.v1.SupervisorUnpauseRequest
-	(*SupervisorGrowDiskRequest)(nil),   // 4: banger.v1.SupervisorGrowDiskRequest
-	(*SupervisorGrowDiskResponse)(nil),  // 5: banger.v1.SupervisorGrowDiskResponse
-	(*SupervisorStatsRequest)(nil),      // 6: banger.v1.SupervisorStatsRequest
-	(*SupervisorStatsResponse)(nil),     // 7: banger.v1.SupervisorStatsResponse
-	(*SupervisorWatchStatsRequest)(nil), // 8: banger.v1.SupervisorWatchStatsRequest
-	(*SupervisorPortsRequest)(nil),      // 9: banger.v1.SupervisorPortsRequest
-	(*SupervisorPortsResponse)(nil),     // 10: banger.v1.SupervisorPortsResponse
-	(*SupervisorStatusRequest)(nil),     // 11: banger.v1.SupervisorStatusRequest
-	(*SupervisorWatchRequest)(nil),      // 12: banger.v1.SupervisorWatchRequest
-	(*SupervisorStopRequest)(nil),       // 13: banger.v1.SupervisorStopRequest
-	(*SupervisorStatus)(nil),            // 14: banger.v1.SupervisorStatus
-	(*Exit)(nil),                        // 15: banger.v1.Exit
-	(*ExecRequest)(nil),                 // 16: banger.v1.ExecRequest
-	(*ExecStart)(nil),                   // 17: banger.v1.ExecStart
-	(*TerminalSize)(nil),                // 18: banger.v1.TerminalSize
-	(*ExecResponse)(nil),                // 19: banger.v1.ExecResponse
-	(*ExecStarted)(nil),                 // 20: banger.v1.ExecStarted
-	(*ExecExited)(nil),                  // 21: banger.v1.ExecExited
-	(*Sample)(nil),                      // 22: banger.v1.Sample
-	(*Port)(nil),                        // 23: banger.v1.Port
-	(*Fault)(nil),                       // 24: banger.v1.Fault
+	(*SupervisorIdentifyRequest)(nil),   // 2: banger.v1.SupervisorIdentifyRequest
+	(*SupervisorIdentifyResponse)(nil),  // 3: banger.v1.SupervisorIdentifyResponse
+	(*SupervisorPauseRequest)(nil),      // 4: banger.v1.SupervisorPauseRequest
+	(*SupervisorUnpauseRequest)(nil),    // 5: banger.v1.SupervisorUnpauseRequest
+	(*SupervisorGrowDiskRequest)(nil),   // 6: banger.v1.SupervisorGrowDiskRequest
+	(*SupervisorGrowDiskResponse)(nil),  // 7: banger.v1.SupervisorGrowDiskResponse
+	(*SupervisorStatsRequest)(nil),      // 8: banger.v1.SupervisorStatsRequest
+	(*SupervisorStatsResponse)(nil),     // 9: banger.v1.SupervisorStatsResponse
+	(*SupervisorWatchStatsRequest)(nil), // 10: banger.v1.SupervisorWatchStatsRequest
+	(*SupervisorPortsRequest)(nil),      // 11: banger.v1.SupervisorPortsRequest
+	(*SupervisorPortsResponse)(nil),     // 12: banger.v1.SupervisorPortsResponse
+	(*SupervisorStatusRequest)(nil),     // 13: banger.v1.SupervisorStatusRequest
+	(*SupervisorWatchRequest)(nil),      // 14: banger.v1.SupervisorWatchRequest
+	(*SupervisorStopRequest)(nil),       // 15: banger.v1.SupervisorStopRequest
+	(*SupervisorStatus)(nil),            // 16: banger.v1.SupervisorStatus
+	(*Exit)(nil),                        // 17: banger.v1.Exit
+	(*ExecRequest)(nil),                 // 18: banger.v1.ExecRequest
+	(*ExecStart)(nil),                   // 19: banger.v1.ExecStart
+	(*TerminalSize)(nil),                // 20: banger.v1.TerminalSize
+	(*ExecResponse)(nil),                // 21: banger.v1.ExecResponse
+	(*ExecStarted)(nil),                 // 22: banger.v1.ExecStarted
+	(*ExecExited)(nil),                  // 23: banger.v1.ExecExited
+	(*Sample)(nil),                      // 24: banger.v1.Sample
+	(*Port)(nil),                        // 25: banger.v1.Port
+	(*Fault)(nil),                       // 26: banger.v1.Fault
 }
 var file_banger_v1_supervisor_proto_depIdxs = []int32{
-	22, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
-	23, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
-	24, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
-	15, // 3: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
-	17, // 4: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
-	18, // 5: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
-	18, // 6: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
-	20, // 7: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
-	21, // 8: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
-	11, // 9: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
-	12, // 10: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
-	13, // 11: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
-	2,  // 12: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
-	3,  // 13: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
+	24, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
+	25, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
+	26, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
+	17, // 3: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
+	19, // 4: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
+	20, // 5: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
+	20, // 6: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
+	22, // 7: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
+	23, // 8: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
+	13, // 9: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
+	14, // 10: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
+	15, // 11: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
+	4,  // 12: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
+	5,  // 13: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
 	0,  // 14: banger.v1.SupervisorService.Save:input_type -> banger.v1.SupervisorSaveRequest
-	4,  // 15: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
-	6,  // 16: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
-	8,  // 17: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
-	9,  // 18: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
-	16, // 19: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
-	14, // 20: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
-	14, // 21: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
-	14, // 22: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
-	14, // 23: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
-	14, // 24: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
-	1,  // 25: banger.v1.SupervisorService.Save:output_type -> banger.v1.SupervisorSaveResponse
-	5,  // 26: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
-	7,  // 27: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
-	22, // 28: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
-	10, // 29: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
-	19, // 30: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
-	20, // [20:31] is the sub-list for method output_type
-	9,  // [9:20] is the sub-list for method input_type
+	2,  // 15: banger.v1.SupervisorService.Identify:input_type -> banger.v1.SupervisorIdentifyRequest
+	6,  // 16: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
+	8,  // 17: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
+	10, // 18: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
+	11, // 19: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
+	18, // 20: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
+	16, // 21: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
+	16, // 22: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
+	16, // 23: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
+	16, // 24: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
+	16, // 25: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
+	1,  // 26: banger.v1.SupervisorService.Save:output_type -> banger.v1.SupervisorSaveResponse
+	3,  // 27: banger.v1.SupervisorService.Identify:output_type -> banger.v1.SupervisorIdentifyResponse
+	7,  // 28: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
+	9,  // 29: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
+	24, // 30: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
+	12, // 31: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
+	21, // 32: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
+	21, // [21:33] is the sub-list for method output_type
+	9,  // [9:21] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1573,14 +1697,14 @@ func file_banger_v1_supervisor_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
-	file_banger_v1_supervisor_proto_msgTypes[16].OneofWrappers = []any{
+	file_banger_v1_supervisor_proto_msgTypes[18].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_banger_v1_supervisor_proto_msgTypes[19].OneofWrappers = []any{
+	file_banger_v1_supervisor_proto_msgTypes[21].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
@@ -1593,7 +1717,7 @@ func file_banger_v1_supervisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_supervisor_proto_rawDesc), len(file_banger_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,6 +48,9 @@ const (
 	SupervisorServiceUnpauseProcedure = "/banger.v1.SupervisorService/Unpause"
 	// SupervisorServiceSaveProcedure is the fully-qualified name of the SupervisorService's Save RPC.
 	SupervisorServiceSaveProcedure = "/banger.v1.SupervisorService/Save"
+	// SupervisorServiceIdentifyProcedure is the fully-qualified name of the SupervisorService's
+	// Identify RPC.
+	SupervisorServiceIdentifyProcedure = "/banger.v1.SupervisorService/Identify"
 	// SupervisorServiceGrowDiskProcedure is the fully-qualified name of the SupervisorService's
 	// GrowDisk RPC.
 	SupervisorServiceGrowDiskProcedure = "/banger.v1.SupervisorService/GrowDisk"
@@ -76,6 +79,8 @@ type SupervisorServiceClient interface {
 	// Save writes memory and devices at one instant into a directory that is empty, with a copy of the VM's own disk at
 	// that instant if asked for. The VM goes on, unless it is suspended: then it ends without having run again.
 	Save(context.Context, *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error)
+	// Identify tells the guest of a VM of the daemon's pool which VM it is, and which settings its commands have.
+	Identify(context.Context, *connect.Request[v1.SupervisorIdentifyRequest]) (*connect.Response[v1.SupervisorIdentifyResponse], error)
 	// GrowDisk tells VMM and guest that the VM disk's file has grown to its present size, and grows the file system.
 	GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error)
 	// Stats returns the bounded history of samples, the newest last, at least one of which is fresh.
@@ -136,6 +141,12 @@ func NewSupervisorServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(supervisorServiceMethods.ByName("Save")),
 			connect.WithClientOptions(opts...),
 		),
+		identify: connect.NewClient[v1.SupervisorIdentifyRequest, v1.SupervisorIdentifyResponse](
+			httpClient,
+			baseURL+SupervisorServiceIdentifyProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("Identify")),
+			connect.WithClientOptions(opts...),
+		),
 		growDisk: connect.NewClient[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse](
 			httpClient,
 			baseURL+SupervisorServiceGrowDiskProcedure,
@@ -177,6 +188,7 @@ type supervisorServiceClient struct {
 	pause      *connect.Client[v1.SupervisorPauseRequest, v1.SupervisorStatus]
 	unpause    *connect.Client[v1.SupervisorUnpauseRequest, v1.SupervisorStatus]
 	save       *connect.Client[v1.SupervisorSaveRequest, v1.SupervisorSaveResponse]
+	identify   *connect.Client[v1.SupervisorIdentifyRequest, v1.SupervisorIdentifyResponse]
 	growDisk   *connect.Client[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse]
 	stats      *connect.Client[v1.SupervisorStatsRequest, v1.SupervisorStatsResponse]
 	watchStats *connect.Client[v1.SupervisorWatchStatsRequest, v1.Sample]
@@ -212,6 +224,11 @@ func (c *supervisorServiceClient) Unpause(ctx context.Context, req *connect.Requ
 // Save calls banger.v1.SupervisorService.Save.
 func (c *supervisorServiceClient) Save(ctx context.Context, req *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error) {
 	return c.save.CallUnary(ctx, req)
+}
+
+// Identify calls banger.v1.SupervisorService.Identify.
+func (c *supervisorServiceClient) Identify(ctx context.Context, req *connect.Request[v1.SupervisorIdentifyRequest]) (*connect.Response[v1.SupervisorIdentifyResponse], error) {
+	return c.identify.CallUnary(ctx, req)
 }
 
 // GrowDisk calls banger.v1.SupervisorService.GrowDisk.
@@ -253,6 +270,8 @@ type SupervisorServiceHandler interface {
 	// Save writes memory and devices at one instant into a directory that is empty, with a copy of the VM's own disk at
 	// that instant if asked for. The VM goes on, unless it is suspended: then it ends without having run again.
 	Save(context.Context, *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error)
+	// Identify tells the guest of a VM of the daemon's pool which VM it is, and which settings its commands have.
+	Identify(context.Context, *connect.Request[v1.SupervisorIdentifyRequest]) (*connect.Response[v1.SupervisorIdentifyResponse], error)
 	// GrowDisk tells VMM and guest that the VM disk's file has grown to its present size, and grows the file system.
 	GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error)
 	// Stats returns the bounded history of samples, the newest last, at least one of which is fresh.
@@ -309,6 +328,12 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 		connect.WithSchema(supervisorServiceMethods.ByName("Save")),
 		connect.WithHandlerOptions(opts...),
 	)
+	supervisorServiceIdentifyHandler := connect.NewUnaryHandler(
+		SupervisorServiceIdentifyProcedure,
+		svc.Identify,
+		connect.WithSchema(supervisorServiceMethods.ByName("Identify")),
+		connect.WithHandlerOptions(opts...),
+	)
 	supervisorServiceGrowDiskHandler := connect.NewUnaryHandler(
 		SupervisorServiceGrowDiskProcedure,
 		svc.GrowDisk,
@@ -353,6 +378,8 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 			supervisorServiceUnpauseHandler.ServeHTTP(w, r)
 		case SupervisorServiceSaveProcedure:
 			supervisorServiceSaveHandler.ServeHTTP(w, r)
+		case SupervisorServiceIdentifyProcedure:
+			supervisorServiceIdentifyHandler.ServeHTTP(w, r)
 		case SupervisorServiceGrowDiskProcedure:
 			supervisorServiceGrowDiskHandler.ServeHTTP(w, r)
 		case SupervisorServiceStatsProcedure:
@@ -394,6 +421,10 @@ func (UnimplementedSupervisorServiceHandler) Unpause(context.Context, *connect.R
 
 func (UnimplementedSupervisorServiceHandler) Save(context.Context, *connect.Request[v1.SupervisorSaveRequest]) (*connect.Response[v1.SupervisorSaveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Save is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) Identify(context.Context, *connect.Request[v1.SupervisorIdentifyRequest]) (*connect.Response[v1.SupervisorIdentifyResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Identify is not implemented"))
 }
 
 func (UnimplementedSupervisorServiceHandler) GrowDisk(context.Context, *connect.Request[v1.SupervisorGrowDiskRequest]) (*connect.Response[v1.SupervisorGrowDiskResponse], error) {
