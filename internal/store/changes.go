@@ -57,20 +57,17 @@ func (s *Store) update(ctx context.Context, id vm.ID, kind, message string, name
 
 // SetWanted notes whether the VM is to run by its restart policy.
 func (s *Store) SetWanted(ctx context.Context, id vm.ID, wanted bool) error {
-	_, err := s.db.ExecContext(ctx, "UPDATE vms SET wanted = ? WHERE id = ? AND state <> 'deleting'", wanted, id)
-	return s.wrap(err)
+	return s.exec(ctx, "UPDATE vms SET wanted = ? WHERE id = ? AND state <> 'deleting'", wanted, id)
 }
 
 // SetPending notes which settings of a VM wait for its next start.
 func (s *Store) SetPending(ctx context.Context, id vm.ID, pending []string) error {
-	_, err := s.db.ExecContext(ctx, "UPDATE vms SET pending = ? WHERE id = ?", joinList(pending), id)
-	return s.wrap(err)
+	return s.exec(ctx, "UPDATE vms SET pending = ? WHERE id = ?", joinList(pending), id)
 }
 
 // Touch notes when the VM was last used. It never goes back.
 func (s *Store) Touch(ctx context.Context, id vm.ID, at time.Time) error {
-	_, err := s.db.ExecContext(ctx, "UPDATE vms SET active_ms = ?2 WHERE id = ?1 AND active_ms < ?2", id, millis(at))
-	return s.wrap(err)
+	return s.exec(ctx, "UPDATE vms SET active_ms = ?2 WHERE id = ?1 AND active_ms < ?2", id, millis(at))
 }
 
 // AddVMEvent records something that happened to a VM and changed nothing in its row.

@@ -101,8 +101,7 @@ func (s *Store) MoveToDeleting(ctx context.Context, id vm.ID) (VM, error) {
 
 // SetReason changes the reason of a VM that is in the given state, and nothing when it is in another one.
 func (s *Store) SetReason(ctx context.Context, id vm.ID, state vm.State, reason string) error {
-	_, err := s.db.ExecContext(ctx, "UPDATE vms SET reason = ? WHERE id = ? AND state = ?", reason, id, state)
-	return s.wrap(err)
+	return s.exec(ctx, "UPDATE vms SET reason = ? WHERE id = ? AND state = ?", reason, id, state)
 }
 
 func (s *Store) move(ctx context.Context, id vm.ID, to vm.State, assign string, args ...any) (VM, error) {

@@ -32,6 +32,9 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
+// maxConns is how many connections there are: readers beside one writer. More only cost memory.
+const maxConns = 4
+
 // applicationID marks the file as banger's: "bngr" in ASCII.
 const applicationID = 0x626e6772
 
@@ -68,8 +71,8 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, openError(err, path)
 	}
-	db.SetMaxOpenConns(4) // readers beside one writer; more only cost memory
-	db.SetMaxIdleConns(4)
+	db.SetMaxOpenConns(maxConns)
+	db.SetMaxIdleConns(maxConns)
 	s := &Store{db: db, path: path}
 	s.KeepEvents(standardEvents)
 	if err := s.prepare(ctx); err != nil {
@@ -225,14 +228,16 @@ func (s *Store) migrate(ctx context.Context, name string, number int64) error {
 
 // inTx runs do in a transaction that is committed when do returns nil.
 func (s *Store) inTx(ctx context.Context, do func(*sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return s.wrap(err)
-	}
-	if err := do(tx); err != nil {
-		return errors.Join(s.wrap(err), ignoreDone(tx.Rollback()))
-	}
-	return s.wrap(tx.Commit())
+	return s.write(ctx, func(c *sql.Conn) error {
+		tx, err := c.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		if err := do(tx); err != nil {
+			return errors.Join(s.wrap(err), ignoreDone(tx.Rollback()))
+		}
+		return tx.Commit()
+	})
 }
 
 func ignoreDone(err error) error {

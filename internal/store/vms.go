@@ -152,8 +152,7 @@ func (s *Store) CheckName(ctx context.Context, name vm.Name) error {
 
 // MarkMade records that the VM's directory is complete.
 func (s *Store) MarkMade(ctx context.Context, id vm.ID) error {
-	_, err := s.db.ExecContext(ctx, "UPDATE vms SET made = 1 WHERE id = ?", id)
-	return s.wrap(err)
+	return s.exec(ctx, "UPDATE vms SET made = 1 WHERE id = ?", id)
 }
 
 // DeleteVM removes the row. One that is not there is no error.
