@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -252,9 +253,6 @@ say I: removing tempdir x...`
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(got) > 0 && got[len(got)-1].Message != "removing the build's files" { // the reader may be ahead of the log
-		t.Errorf("last update %+v", got[len(got)-1])
-	}
 	want := []string{
 		"reading the archive's index 0/0 bytes", "reading the archive's index 151000/0 bytes",
 		"downloading packages 0/0 bytes", "downloading packages 0/30500000 bytes", "downloading libc6 2759000/30500000 bytes",
@@ -262,14 +260,42 @@ say I: removing tempdir x...`
 		"installing libc6 1/2 packages", "installing too 1/2 packages", "installing many 2/2 packages",
 		"installing lines 2/2 packages", "installing here 2/2 packages", "downloading packages 0/0 bytes",
 		"downloading packages 0/9000000 bytes", "downloading git 9000000/9000000 bytes", "installing git 0/1 packages",
-		"installing git 1/1 packages", "tidying up 0/0",
+		"installing git 1/1 packages", "tidying up 0/0", "writing the disk image", "removing the build's files 0/0",
 	}
 	var lines []string
 	for _, u := range got {
 		line := u.Message + " " + strconv.FormatUint(u.Done, 10) + "/" + strconv.FormatUint(u.Total, 10) + " " + u.Unit
+		if u.Message == "writing the disk image" { // how much of it was read at that moment is chance
+			line = u.Message
+		}
 		lines = append(lines, strings.TrimSpace(line))
 	}
-	if diff := cmp.Diff(want, lines[:min(len(want), len(lines))]); diff != "" {
+	lines = slices.Compact(lines)
+	if len(lines) > 0 && lines[0] == "preparing 0/0" { // the meter has looked before the program said anything
+		lines = lines[1:]
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestReaderAheadOfTheMessages reads the tar stream before what was said earlier is known.
+func TestReaderAheadOfTheMessages(t *testing.T) {
+	var got []string
+	m := newMeter(func(u progress.Update) { got = append(got, u.Message+" "+strconv.FormatUint(u.Done, 10)) })
+	m.line("I: downloading packages with apt...")
+	m.written(1536)
+	m.line("Need to get 30.5 MB of archives.")
+	m.line("I: running --customize-hook in shell")
+	m.look()
+	m.line("I: creating tarball...")
+	m.written(512)
+	m.look()
+	want := []string{
+		"downloading packages 0", "downloading packages 0", "tidying up 0", "tidying up 0",
+		"writing the disk image 1536", "writing the disk image 2048",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -23,12 +23,16 @@ type meter struct {
 	report  progress.Func
 	pattern patterns
 
+	// say is held while an update is made and reported, so that no later one overtakes it. It is taken before mu.
+	say sync.Mutex
+
 	mu       sync.Mutex // guards the fields that follow
 	phase    phase
 	root     string // of the tree
 	packages uint64 // that this phase installs
 	steps    uint64 // a package takes two: unpacked, set up
-	bytes    uint64 // downloaded in this phase, or of the tar stream
+	bytes    uint64 // downloaded in this phase
+	stream   uint64 // bytes of the tar stream; whoever reads it may be ahead of the messages
 	total    uint64 // to download
 	current  string // package
 	tail     []string
@@ -69,6 +73,8 @@ func (m *meter) line(text string) {
 	if text == "" {
 		return
 	}
+	m.say.Lock()
+	defer m.say.Unlock()
 	m.mu.Lock()
 	m.tail = append(m.tail, text)
 	if len(m.tail) > maxTail {
@@ -151,7 +157,7 @@ func (m *meter) update() progress.Update {
 	case phaseCustomize:
 		u.Message = "tidying up"
 	case phaseWrite:
-		u.Message, u.Done, u.Unit = "writing the disk image", m.bytes, "bytes"
+		u.Message, u.Done, u.Unit = "writing the disk image", m.stream, "bytes"
 	case phaseDone:
 		u.Message = "removing the build's files"
 	}
@@ -169,6 +175,8 @@ func words(verb, object string) string {
 // look is called now and then. The base system is unpacked without a word, so the packages that have brought their
 // documentation are counted; otherwise the last update is repeated, as a sign of life.
 func (m *meter) look() {
+	m.say.Lock()
+	defer m.say.Unlock()
 	m.mu.Lock()
 	if m.phase == phaseExtract && m.root != "" {
 		if entries, err := os.ReadDir(filepath.Join(m.root, "usr/share/doc")); err == nil {
@@ -183,8 +191,7 @@ func (m *meter) look() {
 // written counts bytes of the tar stream.
 func (m *meter) written(n int) {
 	m.mu.Lock()
-	m.phase = max(m.phase, phaseWrite)
-	m.bytes += uint64(n)
+	m.stream += uint64(n)
 	m.mu.Unlock() // look reports it: reporting every read would be too often
 }
 
