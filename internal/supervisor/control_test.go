@@ -6,7 +6,6 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -364,10 +363,7 @@ func TestPorts(t *testing.T) {
 func TestPauseOfAVMMThatHangs(t *testing.T) {
 	r := newRig(t, &fakeDriver{})
 	sup := r.spawn()
-	p, _, _ := r.dir.ReadProcess()
-	if err := p.VMM.Kill(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	r.freezeVMM()
 	failed := make(chan error, 1)
 	go func() { _, err := r.pause(); failed <- err }()
 	time.Sleep(50 * time.Millisecond)

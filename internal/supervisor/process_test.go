@@ -1,10 +1,12 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -92,6 +94,29 @@ func (s spawned) wait(t *testing.T) {
 	}
 }
 
+// freezeVMM stops the VMM's process. The signal has been sent when kill returns, but on a busy host threads of the
+// process run on until one of them gets to take it.
+func (r *rig) freezeVMM() {
+	r.t.Helper()
+	p, ok, err := r.dir.ReadProcess()
+	if !ok || err != nil || !p.VMM.Alive() {
+		r.t.Fatalf("no vmm: %+v, %v", p, err)
+	}
+	if err := p.VMM.Kill(syscall.SIGSTOP); err != nil {
+		r.t.Fatal(err)
+	}
+	waitFor(r.t, "the vmm to stand still", func() bool {
+		threads, err := filepath.Glob("/proc/" + strconv.Itoa(p.VMM.PID) + "/task/*/stat")
+		stopped := err == nil && len(threads) > 0
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			state := strings.TrimSpace(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+			stopped = stopped && err == nil && strings.HasPrefix(state, "T")
+		}
+		return stopped
+	})
+}
+
 func TestVMMThatIsKilled(t *testing.T) {
 	r := newRig(t, &fakeDriver{})
 	sup := r.spawn()
@@ -150,11 +175,7 @@ func TestSupervisorThatIsKilled(t *testing.T) {
 func TestVMMThatHangsIsKilledInTime(t *testing.T) {
 	r := newRig(t, &fakeDriver{})
 	sup := r.spawn()
-	p, _, _ := r.dir.ReadProcess()
-	// A stopped VMM is what a guest looks like that hangs completely.
-	if err := p.VMM.Kill(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	r.freezeVMM() // a stopped VMM is what a guest looks like that hangs completely
 	began := time.Now()
 	if st := r.status(); st.GetPhase() != phaseReady || time.Since(began) > time.Second {
 		t.Errorf("status %v after %v", st, time.Since(began))
