@@ -51,12 +51,12 @@ type host struct {
 	Version     string `json:"banger"`
 }
 
-// ratio is one figure with a goal.
+// ratio is one figure, usually with a goal.
 type ratio struct {
 	Name   string  `json:"name"`
 	Value  float64 `json:"value"`
 	Unit   string  `json:"unit"` // "x", "ms" or "MB"
-	AtMost float64 `json:"at_most"`
+	AtMost float64 `json:"at_most"` // 0: no goal
 }
 
 func run(ctx context.Context, banger, out, only string, n int) error {
@@ -109,6 +109,10 @@ func (r report) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "\n%-50s %10s %10s\n", "figure", "measured", "goal")
 	for _, ratio := range r.Ratios {
+		if ratio.AtMost == 0 {
+			fmt.Fprintf(w, "%-50s %7.2f %s\n", ratio.Name, ratio.Value, ratio.Unit)
+			continue
+		}
 		mark := ""
 		if ratio.Value > ratio.AtMost {
 			mark = "  missed"
