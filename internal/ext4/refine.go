@@ -40,7 +40,8 @@ type input struct {
 }
 
 func newInput(ctx context.Context, r io.Reader, hashed bool) *input {
-	in := &input{ctx: ctx, r: bufio.NewReaderSize(r, 1<<20), raw: r, most: maxEntries}
+	// For the headers. Contents that are larger go past the buffer.
+	in := &input{ctx: ctx, r: bufio.NewReaderSize(r, 32<<10), raw: r, most: maxEntries}
 	if hashed {
 		in.hash = sha256.New()
 	}

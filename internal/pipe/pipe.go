@@ -10,7 +10,7 @@ import (
 
 const (
 	chunkSize = 256 << 10
-	depth     = 4 // chunks between the two ends; each end holds one more
+	depth     = 4 // chunks between the two ends of New; each end holds one more
 )
 
 // chunks are reused: pipes come and go by the dozen when an image has many layers.
@@ -27,8 +27,12 @@ type shared struct {
 }
 
 // New returns the two ends of a pipe. Each end is for one goroutine; Reader.Close may come from any.
-func New() (*Reader, *Writer) {
-	s := &shared{full: make(chan []byte, depth), free: make(chan []byte, depth+2), gone: make(chan struct{})}
+func New() (*Reader, *Writer) { return NewDeep(depth * chunkSize) }
+
+// NewDeep is New for a writer that may be ahead by about that many bytes. They are taken when they are needed.
+func NewDeep(bytes int) (*Reader, *Writer) {
+	chunks := max(1, bytes/chunkSize)
+	s := &shared{full: make(chan []byte, chunks), free: make(chan []byte, chunks+2), gone: make(chan struct{})}
 	return &Reader{shared: s}, &Writer{shared: s}
 }
 
@@ -92,7 +96,7 @@ func (w *Writer) room() error {
 		return nil
 	default:
 	}
-	if w.made < depth+2 {
+	if w.made < cap(w.free) {
 		w.made++
 		w.chunk = chunks.Get().(*[chunkSize]byte)[:0]
 		return nil

@@ -17,7 +17,7 @@ import (
 
 // Flatten returns the flat tar stream of the layers, lowest first, in the form that ext4.FromTar takes: the contents of
 // a directory may come before itself, and a Read may fail once with ext4.ErrAnew. One io.EOF means that all of it is
-// there and was checked. Layers are opened one after the other, the highest first.
+// there and was checked. Layers are read one after the other, the highest first; the next one is opened early.
 //
 // Close ends everything that was started and waits for it. It may be called while a Read is going on, which then fails.
 func Flatten(ctx context.Context, layers []Blob, opt Options) io.ReadCloser {

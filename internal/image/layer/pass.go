@@ -17,7 +17,14 @@ func passAll(ctx context.Context, f *flattener) error {
 		return nil
 	}
 	higher := newTouched()
+	defer func() {
+		for i := range f.layers {
+			f.job.end(i)
+		}
+	}()
 	for i := len(f.layers) - 1; i > 0; i-- {
+		f.job.begin(ctx, i, usual)
+		f.job.begin(ctx, i-1, farther)
 		if err := f.passUpper(ctx, i, higher); err != nil {
 			return err
 		}

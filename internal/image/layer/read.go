@@ -20,7 +20,8 @@ import (
 // job reads the layers of one call of Flatten or OpenTree, several at once.
 type job struct {
 	layers []Blob
-	opt    Options // with the defaults of its limits filled in
+	opt    Options   // with the defaults of its limits filled in
+	begun  []*opened // layers whose reading has begun; each is for whoever reads that layer
 
 	// What was read so far, of all layers together.
 	uncompressed, files, entries, memory atomic.Int64
@@ -30,7 +31,7 @@ type job struct {
 
 func newJob(layers []Blob, opt Options) *job {
 	opt.Limits = opt.Limits.withDefaults()
-	return &job{layers: layers, opt: opt, meter: meter{report: opt.Progress}}
+	return &job{layers: layers, opt: opt, begun: make([]*opened, len(layers)), meter: meter{report: opt.Progress}}
 }
 
 // restart forgets what was read, since it is read again.
@@ -48,29 +49,65 @@ type entryFunc func(hdr *tar.Header, contents io.Reader) error
 // read calls each for every entry of a layer. It has read the blob to its end, checked what can be checked and ended
 // everything that it has started when it returns.
 func (j *job) read(ctx context.Context, i int, each entryFunc) error {
-	err := j.readLayer(ctx, j.layers[i], each)
+	j.begin(ctx, i, usual)
+	err := j.readLayer(ctx, j.begun[i].out, j.layers[i], each)
+	j.end(i)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
 	return fault.Context(err, "%s", j.layers[i].describe(i+1))
 }
 
-func (j *job) readLayer(ctx context.Context, b Blob, each entryFunc) error {
+// How far the decompression of a layer may be ahead of its reader: of the one that is read, and of the one whose turn is
+// next. Decompression takes longest by far, and of one layer it cannot be shared out.
+const (
+	usual   = 1 << 20
+	farther = 16 << 20
+)
+
+// opened is the tar stream of a layer that is being decompressed.
+type opened struct {
+	out     *pipe.Reader
+	cancel  context.CancelFunc
+	working sync.WaitGroup
+}
+
+// begin begins to decompress a layer, unless that was begun before.
+func (j *job) begin(ctx context.Context, i, ahead int) {
+	if j.begun[i] != nil {
+		return
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	out, in := pipe.NewDeep(ahead)
+	u := &opened{out: out, cancel: cancel}
+	u.working.Go(func() { in.CloseWithError(j.unpack(ctx, j.layers[i], in)) })
+	j.begun[i] = u
+}
+
+// end ends what begin has begun and waits for it.
+func (j *job) end(i int) {
+	if u := j.begun[i]; u != nil {
+		u.out.Close()
+		u.cancel()
+		u.working.Wait()
+		j.begun[i] = nil
+	}
+}
+
+func (j *job) unpack(ctx context.Context, b Blob, w io.ReaderFrom) error {
 	raw, err := b.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer raw.Close()
-	pr, pw := pipe.New()
-	var decompressing sync.WaitGroup
-	decompressing.Go(func() { pw.CloseWithError(j.decompress(ctx, b, raw, pw)) })
-	defer decompressing.Wait()
-	defer cancel()
-	defer pr.Close()
+	return j.decompress(ctx, b, raw, w)
+}
 
-	stream := &tarStream{r: pr}
+func (j *job) readLayer(ctx context.Context, from io.Reader, b Blob, each entryFunc) error {
+	stream := &tarStream{r: from}
+	if b.DiffID != "" {
+		stream.hash = sha256.New()
+	}
 	tr := tar.NewReader(stream)
 	var end int64 // of the last file
 	for {
@@ -94,21 +131,33 @@ func (j *job) readLayer(ctx context.Context, b Blob, each entryFunc) error {
 		return badStream(io.ErrUnexpectedEOF)
 	}
 	// What follows the end marker is padding. The checks are at the end of it.
-	_, err = io.Copy(io.Discard, pr)
-	return err
+	if _, err := io.Copy(io.Discard, stream); err != nil {
+		return err
+	}
+	if b.DiffID != "" {
+		if got := "sha256:" + hex.EncodeToString(stream.hash.Sum(nil)); got != b.DiffID {
+			return invalid("its uncompressed data has the digest %s instead of %s", got, b.DiffID)
+		}
+	}
+	return nil
 }
 
 const tarBlock = 512
 
-// tarStream knows whether the tar reader has come to the end of the stream, which it takes for the end of the archive.
+// tarStream knows whether the tar reader has come to the end of the stream, which it takes for the end of the archive. It
+// hashes the stream, if somebody wants it: here and not where it is decompressed, which takes longer as it is.
 type tarStream struct {
 	r     io.Reader
+	hash  hash.Hash // may be nil
 	n     int64
 	ended bool
 }
 
 func (s *tarStream) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
+	if s.hash != nil {
+		s.hash.Write(p[:n])
+	}
 	s.n += int64(n)
 	s.ended = s.ended || errors.Is(err, io.EOF)
 	return n, err
@@ -153,11 +202,7 @@ func (j *job) decompress(ctx context.Context, b Blob, raw io.Reader, w io.Reader
 		return err
 	}
 	defer plain.Close()
-	bounded := &boundedReader{ctx: ctx, job: j, r: plain}
-	if b.DiffID != "" {
-		bounded.hash = sha256.New()
-	}
-	if _, err := w.ReadFrom(bounded); err != nil {
+	if _, err := w.ReadFrom(&boundedReader{ctx: ctx, job: j, r: plain}); err != nil {
 		return err
 	}
 	// Whoever supplies the blob says at its end whether it is what it should be.
@@ -167,20 +212,14 @@ func (j *job) decompress(ctx context.Context, b Blob, raw io.Reader, w io.Reader
 	if b.Size > 0 && counted.n != b.Size {
 		return invalid("it has %d bytes instead of %d", counted.n, b.Size)
 	}
-	if b.DiffID != "" {
-		if got := "sha256:" + hex.EncodeToString(bounded.hash.Sum(nil)); got != b.DiffID {
-			return invalid("its uncompressed data has the digest %s instead of %s", got, b.DiffID)
-		}
-	}
 	return nil
 }
 
-// boundedReader counts, and hashes if somebody wants it, the uncompressed bytes of a layer.
+// boundedReader counts the uncompressed bytes of a layer.
 type boundedReader struct {
-	ctx  context.Context
-	job  *job
-	r    io.Reader
-	hash hash.Hash // may be nil
+	ctx context.Context
+	job *job
+	r   io.Reader
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
@@ -188,9 +227,6 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := b.r.Read(p)
-	if b.hash != nil {
-		b.hash.Write(p[:n])
-	}
 	if b.job.uncompressed.Add(int64(n)) > b.job.opt.Limits.Size {
 		return 0, b.job.tooLarge()
 	}
