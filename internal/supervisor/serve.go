@@ -20,9 +20,10 @@ import (
 	"banger/proto/banger/v1/bangerv1connect"
 )
 
-// flush is for the last bytes of calls that have ended. It also bounds the politeness of HTTP/2 towards connections
-// without calls, which would take a second.
-const flush = 50 * time.Millisecond
+// flush is for the last bytes of calls that have ended, which on a busy host take their time: callers would hear of a
+// connection that was cut off and not that the VM has ended. It also bounds the politeness of HTTP/2 towards connections
+// without calls, which may take a second.
+const flush = 500 * time.Millisecond
 
 // serve begins to answer on the VM's socket. The socket is closed to newcomers by u; hangUp lets callers take the
 // final status, cuts off those who do not after a farewell, and waits for all of them.
