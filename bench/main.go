@@ -55,7 +55,7 @@ type host struct {
 type ratio struct {
 	Name   string  `json:"name"`
 	Value  float64 `json:"value"`
-	Unit   string  `json:"unit"` // "x", "ms" or "MB"
+	Unit   string  `json:"unit"`    // "x", "ms" or "MB"
 	AtMost float64 `json:"at_most"` // 0: no goal
 }
 
