@@ -105,6 +105,16 @@ func (h *host) chain(ref string) string {
 	return strings.Join(all, " ")
 }
 
+// untilChain waits until chain says what is wanted.
+func (h *host) untilChain(ref, want string) {
+	h.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); h.chain(ref) != want; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s, not %s", h.chain(ref), want)
+		}
+	}
+}
+
 // writeDisk has a VM's disk begin with a word, as a guest that writes to it would.
 func (h *host) writeDisk(v *bangerv1.VM, word string) {
 	h.t.Helper()
@@ -374,9 +384,7 @@ func TestCheckpoints(t *testing.T) {
 			t.Fatalf("%q, %v", name, err)
 		}
 	}
-	if got := h.chain("dev"); got != "mine< auto-3<mine auto-4<auto-3 auto-5<auto-4*" {
-		t.Errorf("%s", got)
-	}
+	h.untilChain("dev", "mine< auto-3<mine auto-4<auto-3 auto-5<auto-4*") // the oldest go a moment later
 	for back, want := range map[int32]string{1: "state 5", 3: "state 3"} {
 		h.must(h.restoreWith(&bangerv1.RestoreSnapshotRequest{Ref: "dev", Back: back, Force: true}))
 		if got := h.diskSays(v); got != want {
@@ -674,6 +682,54 @@ func TestNoSpaceForSnapshots(t *testing.T) {
 	h.inOrder()
 	if left := h.fsck(false); len(left) > 0 {
 		t.Errorf("fsck: %v", left)
+	}
+}
+
+// Space that runs out in the middle undoes all of it.
+func TestSpaceRunsOutDuringASnapshot(t *testing.T) {
+	h := newHost(t)
+	h.mountSmall("12m")
+	h.cfg.Log = nil
+	ballast := filepath.Join(h.paths.Data, "ballast")
+	h.cfg.Step = func(_ context.Context, s daemon.Step) error {
+		if s == daemon.StepSnapshotDir {
+			if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); err == nil {
+				t.Error("there is room for the ballast")
+			}
+		}
+		return nil
+	}
+	h.run()
+	op := h.wait(h.begin(&bangerv1.VMSpec{Name: "dev"}, false))
+	v := h.get(op.GetResultId())
+	h.fillDisk(v, 3<<20)
+	if _, err := h.snapshot(&bangerv1.CreateSnapshotRequest{Ref: "dev", Name: "one"}); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("%v", err)
+	}
+	h.must(os.Remove(ballast))
+	if left := h.ls(filepath.Join(v.GetDir(), paths.VMSnapshots)); len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
+	h.inOrder()
+}
+
+// A reset that waits for the next start belongs to the state that the VM has, not to the one that it is put back to.
+func TestRestoreAndReset(t *testing.T) {
+	h := newHost(t)
+	h.run()
+	h.create("dev")
+	h.must(second(h.stop("dev")))
+	h.mustSnapshot("dev", "before")
+	h.must(second(h.reset("dev", false)))
+	h.mustSnapshot("dev", "pending")
+	for name, want := range map[string]bool{"before": false, "pending": true} {
+		if err := h.restoreWith(&bangerv1.RestoreSnapshotRequest{Ref: "dev", Name: name, Force: true, Start: true}); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.launched(h.get("dev")).Guest.ResetRoot != ""; got != want {
+			t.Errorf("%s: it is reset: %v", name, got)
+		}
+		h.inOrder()
 	}
 }
 

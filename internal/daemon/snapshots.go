@@ -78,7 +78,7 @@ func (f *fleet) snapshot(ctx context.Context, v store.VM, opt snapshotOptions, r
 		return none, err
 	}
 	var skip []string
-	if m.Auto || m.DiskShared { // reading a disk takes longer than sharing its blocks
+	if m.DiskShared { // reading a disk takes longer than sharing its blocks
 		skip = append(skip, vmdir.SavedDisk)
 	}
 	if m.Files, err = snapshot.Measure(ctx, dir, skip...); err != nil {
@@ -95,7 +95,7 @@ func (f *fleet) snapshot(ctx context.Context, v store.VM, opt snapshotOptions, r
 	u.Disarm()
 	f.log.InfoContext(ctx, "snapshot taken", "vm", v.ID, "snapshot", m.Name, "kind", m.Kind, "still_us", m.StillUS, "bytes", snap.Used)
 	if m.Auto {
-		f.trimCheckpoints(ctx, v, set)
+		f.wg.Go(func() { f.trimCheckpoints(v) })
 	} else {
 		f.tell(v, store.EventSnapshotted, m.Name+", "+vm.FormatSize(snap.Used))
 	}
@@ -188,7 +188,7 @@ func (f *fleet) fillSnapshot(ctx context.Context, v store.VM, dir string, m *sna
 func (f *fleet) saveInto(ctx context.Context, v store.VM, dir string, m *snapshot.Manifest) error {
 	ctx, cancel := context.WithTimeout(ctx, suspendLimit)
 	defer cancel()
-	resp, err := f.adopt(v).supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true})
+	resp, err := f.adopt(v).supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true, Unsynced: m.Auto})
 	if err != nil {
 		return err
 	}
@@ -265,8 +265,17 @@ func (f *fleet) tellGrowth(report progress.Func, v store.VM, dir string) (done f
 	}
 }
 
-// trimCheckpoints removes the oldest automatic snapshots of which there are too many.
-func (f *fleet) trimCheckpoints(ctx context.Context, v store.VM, set snapshot.Set) {
+// trimCheckpoints removes the oldest automatic snapshots of which there are too many. Nobody waits for it.
+func (f *fleet) trimCheckpoints(v store.VM) {
+	unlock, err := f.locks.Lock(f.ctx, v.ID)
+	if err != nil { // the daemon ends
+		return
+	}
+	defer unlock()
+	if _, err := f.store.VM(f.ctx, v.ID); err != nil { // it was removed
+		return
+	}
+	set := f.snapshotsOf(v)
 	all, err := set.List()
 	for _, snap := range all {
 		if snap.Auto && snap.Back > f.cfg.Settings.Limits.Checkpoints {
@@ -274,7 +283,7 @@ func (f *fleet) trimCheckpoints(ctx context.Context, v store.VM, set snapshot.Se
 		}
 	}
 	if err != nil {
-		f.log.ErrorContext(ctx, "cannot remove checkpoints", "vm", v.ID, "error", err)
+		f.log.Error("cannot remove checkpoints", "vm", v.ID, "error", err)
 	}
 }
 

@@ -323,6 +323,9 @@ func notReady(name string, end store.Ended) error {
 // removeEnded removes a VM that is to go when it has ended. Without force it stays if it was started again before.
 func (f *fleet) removeEnded(id vm.ID, force bool) {
 	err := f.remove(f.ctx, id, force)
+	if v, readErr := f.store.VM(f.ctx, id); fault.Is(err, fault.Conflict) && readErr == nil && !v.State.Live() {
+		f.log.Warn("a vm that was to be removed is kept", "vm", id, "reason", err) // it has snapshots
+	}
 	if err != nil && !fault.Is(err, fault.Conflict) && f.ctx.Err() == nil {
 		f.log.Error("cannot remove a vm that has ended", "vm", id, "error", err)
 	}

@@ -86,7 +86,7 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 		return saved, false, err
 	}
 	saved.StillUS = report.Still.Microseconds()
-	if err := s.seal(dir, &saved, req.GetDisk()); err != nil {
+	if err := s.seal(dir, &saved, req); err != nil {
 		return saved, false, err
 	}
 	s.log.Info("machine is saved", "dir", dir, "still", report.Still, "suspend", req.GetSuspend())
@@ -109,17 +109,20 @@ func (s *Supervisor) letGoOn(m hypervisor.Machine) error {
 }
 
 // seal makes what was saved durable, and writes last what it is.
-func (s *Supervisor) seal(dir string, saved *vmdir.SavedMachine, copied bool) (err error) {
+func (s *Supervisor) seal(dir string, saved *vmdir.SavedMachine, req *bangerv1.SupervisorSaveRequest) (err error) {
 	path := s.diskPath()
-	if copied {
+	if req.GetDisk() {
 		path = filepath.Join(dir, vmdir.SavedDisk)
 	}
 	if saved.Disk, err = vmdir.StampOf(path); err != nil {
 		return fault.Wrap(fault.Internal, err, "disk")
 	}
 	names := []string{vmdir.SavedMemory, vmdir.SavedState}
-	if copied {
+	if req.GetDisk() {
 		names = append(names, vmdir.SavedDisk)
+	}
+	if req.GetUnsynced() {
+		names = nil
 	}
 	for _, name := range names {
 		if err := syncFile(filepath.Join(dir, name)); err != nil {
