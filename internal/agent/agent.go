@@ -5,7 +5,9 @@
 // Server runs in an ordinary process, where it starts commands on the host; that is how the fake VMM and the tests use
 // it.
 //
-// One stream serves one request. A command lives as long as its stream: when the host goes away it is hung up on.
+// One stream serves one request. A command lives as long as its stream: when the host goes away it is hung up on. A
+// session (session.go) is a command that does not: streams are attached to it, as many as wanted, and none of them holds
+// it up, whatever becomes of them.
 package agent
 
 import (
@@ -94,6 +96,7 @@ type Server struct {
 	wg     sync.WaitGroup // streams, leftovers, the reaper
 
 	accounts accounts
+	sessions sessionTable
 
 	mu     sync.Mutex // guards the fields below
 	state  state
@@ -208,19 +211,29 @@ func (s *Server) ServeStream(conn Stream) {
 		s.serveConfigure(conn, req.Params)
 	case agentwire.MethodExec:
 		s.serveExec(conn, frames, req.Params)
+	case agentwire.MethodSessionAttach:
+		s.serveAttach(conn, frames, req.Params)
 	case agentwire.MethodShutdown:
 		s.serveShutdown(conn, req.Params)
 	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock,
 		agentwire.MethodWake, agentwire.MethodRehearse:
-		result, err := s.ask(req)
-		if err != nil {
-			_ = agentwire.WriteFault(conn, err)
-			return
-		}
-		_ = agentwire.WriteResult(conn, result)
+		writeAnswer(conn, req, s.ask)
+	case agentwire.MethodSessionStart, agentwire.MethodSessionList, agentwire.MethodSessionWrite,
+		agentwire.MethodSessionStop, agentwire.MethodSessionRemove:
+		writeAnswer(conn, req, s.askSession)
 	default:
 		_ = agentwire.WriteFault(conn, fault.New(fault.Invalid, "unknown method %q", req.Method))
 	}
+}
+
+// writeAnswer asks and answers.
+func writeAnswer(conn Stream, req agentwire.Request, ask func(agentwire.Request) (any, error)) {
+	result, err := ask(req)
+	if err != nil {
+		_ = agentwire.WriteFault(conn, err)
+		return
+	}
+	_ = agentwire.WriteResult(conn, result)
 }
 
 // ask passes a request on to the system, if the guest is configured.
@@ -230,7 +243,9 @@ func (s *Server) ask(req agentwire.Request) (any, error) {
 	}
 	switch req.Method {
 	case agentwire.MethodStats:
-		return s.system.Stats()
+		stats, err := s.system.Stats()
+		stats.Sessions = s.sessions.running()
+		return stats, err
 	case agentwire.MethodPorts:
 		return s.system.Ports()
 	case agentwire.MethodGrow:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -41,8 +42,8 @@ func (w *frameWriter) Write(frame []byte) (int, error) {
 	return w.conn.Write(frame)
 }
 
-// pump carries one output of a command to the host. It never reads more than it can write: a host that does not read
-// stops the command.
+// pump carries one output of a command to where it goes, in whole frames. It never reads more than it can write: a host
+// that does not read stops the command.
 type pump struct {
 	from     *os.File
 	frame    agentwire.FrameType
@@ -57,7 +58,7 @@ func (p *pump) drain() {
 }
 
 // run copies until the output ends, the host is gone, or after drain the rest is read.
-func (p *pump) run(out *frameWriter) {
+func (p *pump) run(out io.Writer) {
 	buf := make([]byte, agentwire.HeaderLen+chunk)
 	idle := drainIdle
 	var waited time.Duration
@@ -218,22 +219,33 @@ func (q *stdinQueue) take(back []byte) (data []byte, closed bool) {
 // drainTo writes the queue to the command and gives the host credit for what was taken. A command that closed its
 // stdin gets no more, but the host is still let go on.
 func (q *stdinQueue) drainTo(c *command, out *frameWriter) {
+	var in io.Writer // nil for none
+	if c.stdin != nil {
+		in = c.stdin
+	}
+	if q.copyTo(in, out) {
+		c.endStdin()
+	}
+}
+
+// copyTo writes the queue to in and gives the host credit for what was taken. It reports whether it came to the end of
+// what the host has sent.
+func (q *stdinQueue) copyTo(in io.Writer, out io.Writer) (end bool) {
 	var data []byte
-	broken := c.stdin == nil
+	broken := in == nil
 	credit := 0
 	for {
 		var closed bool
 		if data, closed = q.take(data); closed {
-			return
+			return false
 		}
 		if len(data) == 0 {
-			c.endStdin()
-			return
+			return true
 		}
 		for rest := data; len(rest) > 0; {
 			n := min(len(rest), chunk)
 			if !broken {
-				_, err := c.stdin.Write(rest[:n])
+				_, err := in.Write(rest[:n])
 				broken = err != nil
 			}
 			rest = rest[n:]
@@ -241,7 +253,7 @@ func (q *stdinQueue) drainTo(c *command, out *frameWriter) {
 			// Small amounts are not worth a frame: the host has enough left.
 			if credit >= agentwire.StdinWindow/4 {
 				if agentwire.WriteCredit(out, credit) != nil {
-					return
+					return false
 				}
 				credit = 0
 			}

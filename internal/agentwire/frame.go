@@ -53,7 +53,7 @@ func (t FrameType) limit() (n int, ok bool) {
 		return MaxJSON, true
 	case FrameStdin, FrameStdout, FrameStderr:
 		return MaxData, true
-	case FrameExited, FrameResize, FrameSignal, FrameCredit:
+	case FrameExited, FrameResize, FrameSignal, FrameCredit, FrameDropped, FrameOver:
 		return maxSmall, true
 	case FrameStdinEOF:
 		return 0, true

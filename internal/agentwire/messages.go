@@ -168,6 +168,7 @@ type Stats struct {
 	NetSent         uint64  `json:"net_sent"`
 	DataTotal       uint64  `json:"data_total"` // bytes of the data disk's file system
 	DataUsed        uint64  `json:"data_used"`
+	Sessions        int     `json:"sessions,omitempty"` // that run; of an older agent always 0
 }
 
 // Limits of Ports.

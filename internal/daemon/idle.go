@@ -81,15 +81,18 @@ func (f *fleet) pollOne(ctx context.Context, v store.VM, r *run) {
 			f.log.Error("cannot note the use of a vm", "vm", v.ID, "error", err)
 		}
 	}
-	if idle := idleFor(v, r, status, time.Now()); v.Spec.AutoStop > 0 && idle >= v.Spec.AutoStop {
+	if idle := f.idleFor(v, r, status, time.Now()); v.Spec.AutoStop > 0 && idle >= v.Spec.AutoStop {
 		f.wg.Go(func() { f.stopIdle(v.ID) }) // takes the guest's grace
 	}
 }
 
-// idleFor is how long nobody has used a VM: 0 when a session is open. A pause counts as use, or the VM would be stopped
-// as soon as it goes on.
-func idleFor(v store.VM, r *run, status *bangerv1.SupervisorStatus, now time.Time) time.Duration {
+// idleFor is how long nobody has used a VM: 0 when somebody is connected, and while sessions run that a stop would end. A
+// suspend would not: they go on after it. A pause counts as use, or the VM would be stopped as soon as it goes on.
+func (f *fleet) idleFor(v store.VM, r *run, status *bangerv1.SupervisorStatus, now time.Time) time.Duration {
 	if status.GetOpenSessions() > 0 || status.GetPhase() != phaseReady {
+		return 0
+	}
+	if status.GetRunningSessions() > 0 && !f.suspends(v) {
 		return 0
 	}
 	r.mu.Lock()
@@ -105,11 +108,16 @@ func idleFor(v store.VM, r *run, status *bangerv1.SupervisorStatus, now time.Tim
 	return now.Sub(since)
 }
 
+// suspends reports whether a VM that nobody uses is suspended and not stopped.
+func (f *fleet) suspends(v store.VM) bool {
+	driver := f.cfg.Drivers[v.Driver]
+	return f.cfg.Settings.Defaults.IdleAction == config.IdleSuspend && driver != nil && driver.Features().Save
+}
+
 // suspendIdle suspends a VM that nobody uses, if the configuration says so and its VMM can. One that cannot be suspended
 // now (the disk is full) goes on and is looked at again later: its memory is somebody's work.
 func (f *fleet) suspendIdle(v store.VM, r *run, idle time.Duration) bool {
-	driver := f.cfg.Drivers[v.Driver]
-	if f.cfg.Settings.Defaults.IdleAction != config.IdleSuspend || driver == nil || !driver.Features().Save {
+	if !f.suspends(v) {
 		return false
 	}
 	f.tell(v, store.EventIdle, fmt.Sprintf("nobody has used it for %s: it is suspended", idle.Round(time.Second)))
@@ -136,7 +144,7 @@ func (f *fleet) stopIdle(id vm.ID) {
 	if err != nil {
 		return
 	}
-	idle := idleFor(v, r, status, time.Now())
+	idle := f.idleFor(v, r, status, time.Now())
 	if idle < v.Spec.AutoStop {
 		return
 	}

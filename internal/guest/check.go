@@ -27,6 +27,7 @@ func checkStats(s agentwire.Stats) agentwire.Stats {
 	s.DataUsed = min(s.DataUsed, s.DataTotal)
 	s.Load1 = math.Min(math.Max(s.Load1, 0), maxProcesses)
 	s.Processes = min(max(s.Processes, 0), maxProcesses)
+	s.Sessions = min(max(s.Sessions, 0), agentwire.MaxSessions)
 	return s
 }
 

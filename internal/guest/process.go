@@ -16,19 +16,27 @@ import (
 	"banger/internal/fault"
 )
 
-// Event is one thing that a Process did. Exactly one field is set.
+// Event is one thing that a Process did. Exactly one field is set; the last two belong to sessions.
 type Event struct {
 	Stdout []byte
 	Stderr []byte
 	Exited *agentwire.ExecExited
+
+	Dropped uint64 // bytes of output that are not there any more, before what comes next
+	Over    string // why nothing comes any more: agentwire.OverRead, OverRemoved
 }
 
-// Process is a command in the guest. One goroutine calls Next; any others may call the rest.
+// last reports whether nothing comes after it.
+func (e Event) last() bool { return e.Exited != nil || e.Over != "" }
+
+// Process is a command in the guest, or a session that this is attached to. One goroutine calls Next; any others may call
+// the rest.
 type Process struct {
 	Started agentwire.ExecStarted
 
-	conn   net.Conn
-	frames *agentwire.Reader // used by Next only
+	conn     net.Conn
+	frames   *agentwire.Reader // used by Next only
+	attached bool              // to a session
 
 	writeMu sync.Mutex // held while a frame is written
 
@@ -120,7 +128,7 @@ func (p *Process) hasEnded() bool {
 	return p.ended
 }
 
-// Next returns the next event; Exited is the last. The caller owns its bytes. When the connection to the guest breaks
+// Next returns the next event; Exited or Over is the last. The caller owns its bytes. When the connection to the guest breaks
 // the error is a fault of class Unavailable, after Close it is os.ErrClosed.
 func (p *Process) Next() (Event, error) {
 	for {
@@ -128,7 +136,7 @@ func (p *Process) Next() (Event, error) {
 		if err == nil && !got {
 			continue
 		}
-		if err != nil || ev.Exited != nil {
+		if err != nil || ev.last() {
 			p.end()
 		}
 		if err != nil {
@@ -154,6 +162,11 @@ func (p *Process) next() (ev Event, got bool, err error) {
 	case agentwire.FrameExited:
 		exited, err := parseExited(payload)
 		return Event{Exited: exited}, true, err
+	case agentwire.FrameDropped, agentwire.FrameOver:
+		if p.attached {
+			ev, err := attachedEvent(t, payload)
+			return ev, true, err
+		}
 	}
 	return ev, false, agentwire.ErrFrame
 }
@@ -210,8 +223,8 @@ func (p *Process) end() {
 	p.wake.Broadcast()
 }
 
-// Close ends the stream. A command that still runs is hung up on (with a terminal) or killed. It may be called more
-// than once and unblocks every other call.
+// Close ends the stream. A command that still runs is hung up on (with a terminal) or killed, a session goes on. It may be
+// called more than once and unblocks every other call.
 func (p *Process) Close() error {
 	p.mu.Lock()
 	p.ended, p.closed = true, true

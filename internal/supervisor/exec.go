@@ -48,7 +48,9 @@ func (s service) Exec(ctx context.Context, stream *execStream) error {
 	if err != nil {
 		return s.execFault(ctx, err)
 	}
-	return s.bridge(ctx, stream, process, start.Stdin)
+	return s.bridge(ctx, stream, process, start.Stdin, &bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{
+		Started: &bangerv1.ExecStarted{Pid: int32(process.Started.PID), StdinWindow: stdinWindow},
+	}})
 }
 
 // execStart checks a caller's wish and puts it into the agent's words. User, directory and environment that are not
@@ -105,8 +107,8 @@ func (s service) notRunning(status *bangerv1.SupervisorStatus) error {
 	return fault.New(fault.Conflict, "vm %s %s", s.name(), what).WithHint("banger vm start %s", s.name())
 }
 
-// bridge moves messages both ways until the command has ended or one side is gone.
-func (s service) bridge(ctx context.Context, stream *execStream, process *guest.Process, stdin bool) error {
+// bridge sends the first message and then moves messages both ways until the command has ended or one side is gone.
+func (s service) bridge(ctx context.Context, stream *execStream, process *guest.Process, stdin bool, first *bangerv1.ExecResponse) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	closed := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -141,14 +143,15 @@ func (s service) bridge(ctx context.Context, stream *execStream, process *guest.
 			cancel(err)
 		}
 	})
-	err := out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{
-		Started: &bangerv1.ExecStarted{Pid: int32(process.Started.PID), StdinWindow: stdinWindow},
-	}})
+	err := out.send(first)
 	if err == nil {
 		err = s.forwardOutput(out, process)
 	}
 	if err == nil {
 		return nil
+	}
+	if first.GetAttached() != nil && ctx.Err() == nil && s.board.suspended() {
+		return out.send(over(overSuspended))
 	}
 	return s.execFault(ctx, err)
 }
@@ -174,7 +177,7 @@ func (s service) execFault(ctx context.Context, err error) error {
 	return fault.Wrap(fault.Unavailable, err, "vm %s", s.name())
 }
 
-// forwardOutput sends what the command does. It returns nil after its exit was sent.
+// forwardOutput sends what the command does. It returns nil after its last word was sent.
 func (s service) forwardOutput(out *execSender, process *guest.Process) error {
 	for {
 		event, err := process.Next()
@@ -192,10 +195,18 @@ func (s service) forwardOutput(out *execSender, process *guest.Process) error {
 				return err
 			}
 		}
-		if event.Exited != nil {
+		switch {
+		case event.Dropped > 0:
+			err = out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Dropped{Dropped: event.Dropped}})
+		case event.Over != "":
+			return out.send(over(event.Over))
+		case event.Exited != nil:
 			return out.send(&bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Exited{
 				Exited: &bangerv1.ExecExited{Code: int32(event.Exited.Code), Signal: event.Exited.Signal},
 			}})
+		}
+		if err != nil {
+			return err
 		}
 	}
 }

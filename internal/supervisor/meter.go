@@ -141,6 +141,7 @@ func (s *Supervisor) askGuest(ctx context.Context, now time.Time) {
 		return
 	}
 	s.meter.guest = stats
+	s.board.running(stats.Sessions)
 	s.noteTraffic(now, stats.NetReceived+stats.NetSent)
 }
 

@@ -66,6 +66,25 @@ func (b *board) update(change func(*bangerv1.SupervisorStatus)) {
 	b.changed = make(chan struct{})
 }
 
+// suspended reports whether the VM has been saved and does not run any more.
+func (b *board) suspended() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.status.GetSuspended()
+}
+
+// running notes how many sessions run in the guest. When none is left, the VM has been used until now.
+func (b *board) running(sessions int) {
+	b.mu.Lock()
+	before := int(b.status.GetRunningSessions())
+	b.mu.Unlock()
+	if sessions == before {
+		return
+	}
+	b.touch()
+	b.update(func(s *bangerv1.SupervisorStatus) { s.RunningSessions = int32(sessions) })
+}
+
 // touch notes that the VM was used.
 func (b *board) touch() { b.activity.Store(time.Now().UnixMilli()) }
 

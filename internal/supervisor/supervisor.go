@@ -357,6 +357,9 @@ func (s *Supervisor) live() ending {
 	s.log.Info("guest is ready", "took", time.Since(s.process.StartedAt))
 	wg.Go(func() { s.keepSampling(ctx) })
 	wg.Go(func() { s.keepClock(ctx) })
+	if s.launch.Resume != nil { // sessions may run in it, which whoever looks for idle VMs has to know
+		wg.Go(func() { _, _ = s.sample(ctx) })
+	}
 	for s.orders.asked.Err() == nil {
 		select {
 		case <-machine.Done():
@@ -368,7 +371,9 @@ func (s *Supervisor) live() ending {
 		case <-s.orders.asked.Done():
 		}
 	}
-	s.board.update(func(st *bangerv1.SupervisorStatus) { st.Phase, st.Fault = phaseStopping, nil })
+	s.board.update(func(st *bangerv1.SupervisorStatus) {
+		st.Phase, st.Fault, st.Suspended, st.RunningSessions = phaseStopping, nil, s.suspended, 0
+	})
 	if s.suspended {
 		s.reap(machine)
 		return ending{exit: vmdir.Exit{Reason: "suspended", Code: machine.Exit().Code, Expected: true, Suspended: true}}

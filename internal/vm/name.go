@@ -39,6 +39,19 @@ func ParseSnapshotName(s, vm string) (string, error) {
 	return s, nil
 }
 
+// ParseSessionName checks the name of a session in a VM: that of a VM, but it cannot be a number, as ids of sessions are.
+func ParseSessionName(s string) (string, error) {
+	rule, valid := BrokenRule(s), Suggest(s)
+	if rule == "" && strings.Trim(s, "0123456789") == "" {
+		rule, valid = "is a number, as ids of sessions are", "s"+s[:min(len(s), MaxNameLength-1)]
+	}
+	if rule != "" {
+		return "", fault.New(fault.Invalid, "session name %q %s", shorten(s), rule).
+			WithHint("banger vm exec --detach --name %s NAME -- COMMAND", valid)
+	}
+	return s, nil
+}
+
 // BrokenRule says in words which of the rules for names s breaks first; "" for a valid one.
 func BrokenRule(s string) string {
 	switch {

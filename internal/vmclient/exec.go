@@ -10,7 +10,6 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/fault"
-	"banger/internal/rpc"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -21,9 +20,14 @@ const (
 	signalTimeout = 2 * time.Second
 )
 
-// Exec is one command in a guest and what it is connected to.
+// Exec is one command or session in a guest and what it is connected to.
 type Exec struct {
-	Start          *bangerv1.ExecStart
+	Start *bangerv1.ExecStart
+	// Attach says, instead of Start, that it is a session that runs already. Attached is called first, and Dropped where
+	// output is missing; either may be nil.
+	Attach         *bangerv1.SessionAttach
+	Attached       func(*bangerv1.Session)
+	Dropped        func(bytes uint64)
 	Stdin          io.Reader // nil: none. Its Read must end once StopStdin was called
 	StopStdin      func()
 	Stdout, Stderr io.Writer
@@ -49,6 +53,12 @@ func (e *OutputError) Error() string { return "write the command's output: " + e
 // Unwrap returns the failure.
 func (e *OutputError) Unwrap() error { return e.Err }
 
+// OverError says that a session was not seen to its end: "read", "removed" or "suspended".
+type OverError struct{ Why string }
+
+// Error says so.
+func (e *OverError) Error() string { return "the session's output is over: " + e.Why }
+
 // stream is a running Exec. Its sending half is shared by input, sizes and signals.
 type stream struct {
 	conn   *connect.BidiStreamForClient[bangerv1.ExecRequest, bangerv1.ExecResponse]
@@ -63,10 +73,16 @@ func (s *stream) send(req *bangerv1.ExecRequest) error {
 }
 
 // Exec runs e and returns the command's exit code. Ending ctx cuts the connection, and the guest hangs up on the
-// command then. It returns after everything it started has ended, and after that s is of no more use.
+// command then; a session goes on. It returns after everything it started has ended, and after that s is of no more use.
 func (s *Client) Exec(ctx context.Context, e Exec) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	st := &stream{conn: s.service.Exec(ctx)}
+	st, first := new(stream), &bangerv1.ExecRequest{Kind: &bangerv1.ExecRequest_Start{Start: e.Start}}
+	if e.Attach == nil {
+		st.conn = s.service.Exec(ctx)
+	} else {
+		st.conn = s.service.AttachSession(ctx)
+		first.Kind = &bangerv1.ExecRequest_Attach{Attach: e.Attach}
+	}
 	// net/http notices the end of ctx neither while it waits for input nor while it waits for room to send it, so the
 	// connection itself is cut.
 	cut := make(chan struct{})
@@ -91,13 +107,13 @@ func (s *Client) Exec(ctx context.Context, e Exec) (code int, err error) {
 		_ = st.conn.CloseResponse()
 	}()
 	// io.EOF means that the server has answered already: Receive says what.
-	if err := st.send(&bangerv1.ExecRequest{Kind: &bangerv1.ExecRequest_Start{Start: e.Start}}); err != nil && !errors.Is(err, io.EOF) {
-		return 0, &NotStartedError{rpc.FromConnect(err)}
+	if err := st.send(first); err != nil && !errors.Is(err, io.EOF) {
+		return 0, &NotStartedError{known(err)}
 	}
 	wg.Go(func() { st.control(ctx, cancel, e) })
-	code, err = st.receive(ctx, e, func(started *bangerv1.ExecStarted) {
+	code, err = st.receive(ctx, e, func(window int64) {
 		if e.Stdin != nil {
-			st.credit.begin(started.GetStdinWindow())
+			st.credit.begin(window)
 			wg.Go(func() { st.input(e.Stdin) })
 		}
 	})
@@ -105,8 +121,14 @@ func (s *Client) Exec(ctx context.Context, e Exec) (code int, err error) {
 }
 
 // receive copies output until the command has ended.
-func (s *stream) receive(ctx context.Context, e Exec, onStart func(*bangerv1.ExecStarted)) (int, error) {
+func (s *stream) receive(ctx context.Context, e Exec, onStart func(window int64)) (int, error) {
 	started := false
+	start := func(window int64) {
+		if !started {
+			started = true
+			onStart(window)
+		}
+	}
 	for {
 		resp, err := s.conn.Receive()
 		if err != nil {
@@ -114,10 +136,18 @@ func (s *stream) receive(ctx context.Context, e Exec, onStart func(*bangerv1.Exe
 		}
 		switch kind := resp.GetKind().(type) {
 		case *bangerv1.ExecResponse_Started:
-			if !started {
-				started = true
-				onStart(kind.Started)
+			start(kind.Started.GetStdinWindow())
+		case *bangerv1.ExecResponse_Attached:
+			if e.Attached != nil {
+				e.Attached(kind.Attached.GetSession())
 			}
+			start(kind.Attached.GetStdinWindow())
+		case *bangerv1.ExecResponse_Dropped:
+			if e.Dropped != nil {
+				e.Dropped(kind.Dropped)
+			}
+		case *bangerv1.ExecResponse_Over:
+			return 0, &OverError{kind.Over}
 		case *bangerv1.ExecResponse_StdinConsumed:
 			s.credit.give(kind.StdinConsumed)
 		case *bangerv1.ExecResponse_Stdout:
@@ -140,7 +170,7 @@ func receiveError(ctx context.Context, err error, started bool) error {
 	case errors.Is(err, io.EOF):
 		err = fault.New(fault.Unavailable, "the supervisor ended the command without an exit code")
 	default:
-		err = rpc.FromConnect(err)
+		err = known(err)
 	}
 	if !started {
 		return &NotStartedError{err}

@@ -16,6 +16,7 @@ import (
 // Client is a connection to one VM's supervisor, for one stream.
 type Client struct {
 	service bangerv1connect.SupervisorServiceClient
+	plain   bangerv1connect.SupervisorServiceClient // the same, with Connect's own errors
 
 	mu     sync.Mutex // guards the fields below
 	conns  []net.Conn
@@ -37,6 +38,7 @@ func New(socket string) *Client {
 		}
 	}
 	s.service = bangerv1connect.NewSupervisorServiceClient(h, rpc.BaseURL, connect.WithInterceptors(rpc.Faults(nil)))
+	s.plain = bangerv1connect.NewSupervisorServiceClient(h, rpc.BaseURL)
 	return s
 }
 

@@ -753,24 +753,26 @@ func (x *SupervisorStopRequest) GetGraceMs() int64 {
 }
 
 type SupervisorStatus struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	VmId           string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
-	Phase          string                 `protobuf:"bytes,2,opt,name=phase,proto3" json:"phase,omitempty"` // "starting", "ready", "paused", "stopping", "exited"
-	SupervisorPid  int32                  `protobuf:"varint,3,opt,name=supervisor_pid,json=supervisorPid,proto3" json:"supervisor_pid,omitempty"`
-	VmmPid         int32                  `protobuf:"varint,4,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
-	StartedAtMs    int64                  `protobuf:"varint,5,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"` // of the supervisor
-	ReadyAtMs      int64                  `protobuf:"varint,6,opt,name=ready_at_ms,json=readyAtMs,proto3" json:"ready_at_ms,omitempty"`
-	Accelerator    string                 `protobuf:"bytes,7,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
-	Address        string                 `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
-	Fault          *Fault                 `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"` // why it never became ready; why it is paused, if nobody asked for that
-	Exit           *Exit                  `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`  // set in phase "exited"
-	LastActivityMs int64                  `protobuf:"varint,11,opt,name=last_activity_ms,json=lastActivityMs,proto3" json:"last_activity_ms,omitempty"`
-	OpenSessions   int32                  `protobuf:"varint,12,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`
-	BootAttempts   int32                  `protobuf:"varint,13,opt,name=boot_attempts,json=bootAttempts,proto3" json:"boot_attempts,omitempty"`
-	FromTemplate   bool                   `protobuf:"varint,14,opt,name=from_template,json=fromTemplate,proto3" json:"from_template,omitempty"`   // it was started from a template
-	TemplateFault  string                 `protobuf:"bytes,15,opt,name=template_fault,json=templateFault,proto3" json:"template_fault,omitempty"` // why it was not, although it was to be
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	VmId            string                 `protobuf:"bytes,1,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
+	Phase           string                 `protobuf:"bytes,2,opt,name=phase,proto3" json:"phase,omitempty"` // "starting", "ready", "paused", "stopping", "exited"
+	SupervisorPid   int32                  `protobuf:"varint,3,opt,name=supervisor_pid,json=supervisorPid,proto3" json:"supervisor_pid,omitempty"`
+	VmmPid          int32                  `protobuf:"varint,4,opt,name=vmm_pid,json=vmmPid,proto3" json:"vmm_pid,omitempty"`
+	StartedAtMs     int64                  `protobuf:"varint,5,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"` // of the supervisor
+	ReadyAtMs       int64                  `protobuf:"varint,6,opt,name=ready_at_ms,json=readyAtMs,proto3" json:"ready_at_ms,omitempty"`
+	Accelerator     string                 `protobuf:"bytes,7,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	Address         string                 `protobuf:"bytes,8,opt,name=address,proto3" json:"address,omitempty"`
+	Fault           *Fault                 `protobuf:"bytes,9,opt,name=fault,proto3" json:"fault,omitempty"` // why it never became ready; why it is paused, if nobody asked for that
+	Exit            *Exit                  `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`  // set in phase "exited"
+	LastActivityMs  int64                  `protobuf:"varint,11,opt,name=last_activity_ms,json=lastActivityMs,proto3" json:"last_activity_ms,omitempty"`
+	OpenSessions    int32                  `protobuf:"varint,12,opt,name=open_sessions,json=openSessions,proto3" json:"open_sessions,omitempty"`
+	BootAttempts    int32                  `protobuf:"varint,13,opt,name=boot_attempts,json=bootAttempts,proto3" json:"boot_attempts,omitempty"`
+	FromTemplate    bool                   `protobuf:"varint,14,opt,name=from_template,json=fromTemplate,proto3" json:"from_template,omitempty"`          // it was started from a template
+	TemplateFault   string                 `protobuf:"bytes,15,opt,name=template_fault,json=templateFault,proto3" json:"template_fault,omitempty"`        // why it was not, although it was to be
+	RunningSessions int32                  `protobuf:"varint,16,opt,name=running_sessions,json=runningSessions,proto3" json:"running_sessions,omitempty"` // sessions in the guest that have not ended, as far as is known
+	Suspended       bool                   `protobuf:"varint,17,opt,name=suspended,proto3" json:"suspended,omitempty"`                                    // in phase "stopping" or "exited": its memory is kept
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SupervisorStatus) Reset() {
@@ -908,6 +910,20 @@ func (x *SupervisorStatus) GetTemplateFault() string {
 	return ""
 }
 
+func (x *SupervisorStatus) GetRunningSessions() int32 {
+	if x != nil {
+		return x.RunningSessions
+	}
+	return 0
+}
+
+func (x *SupervisorStatus) GetSuspended() bool {
+	if x != nil {
+		return x.Suspended
+	}
+	return false
+}
+
 // Exit is how a VM ended; also written to the VM's directory.
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -994,6 +1010,7 @@ type ExecRequest struct {
 	//	*ExecRequest_StdinEof
 	//	*ExecRequest_Resize
 	//	*ExecRequest_Signal
+	//	*ExecRequest_Attach
 	Kind          isExecRequest_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1081,6 +1098,15 @@ func (x *ExecRequest) GetSignal() string {
 	return ""
 }
 
+func (x *ExecRequest) GetAttach() *SessionAttach {
+	if x != nil {
+		if x, ok := x.Kind.(*ExecRequest_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
 type isExecRequest_Kind interface {
 	isExecRequest_Kind()
 }
@@ -1105,6 +1131,10 @@ type ExecRequest_Signal struct {
 	Signal string `protobuf:"bytes,5,opt,name=signal,proto3,oneof"` // "INT", "TERM", ...
 }
 
+type ExecRequest_Attach struct {
+	Attach *SessionAttach `protobuf:"bytes,6,opt,name=attach,proto3,oneof"` // AttachSession only
+}
+
 func (*ExecRequest_Start) isExecRequest_Kind() {}
 
 func (*ExecRequest_Stdin) isExecRequest_Kind() {}
@@ -1114,6 +1144,8 @@ func (*ExecRequest_StdinEof) isExecRequest_Kind() {}
 func (*ExecRequest_Resize) isExecRequest_Kind() {}
 
 func (*ExecRequest_Signal) isExecRequest_Kind() {}
+
+func (*ExecRequest_Attach) isExecRequest_Kind() {}
 
 type ExecStart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1276,6 +1308,9 @@ type ExecResponse struct {
 	//	*ExecResponse_Stderr
 	//	*ExecResponse_Exited
 	//	*ExecResponse_StdinConsumed
+	//	*ExecResponse_Attached
+	//	*ExecResponse_Dropped
+	//	*ExecResponse_Over
 	Kind          isExecResponse_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1363,6 +1398,33 @@ func (x *ExecResponse) GetStdinConsumed() int64 {
 	return 0
 }
 
+func (x *ExecResponse) GetAttached() *SessionAttached {
+	if x != nil {
+		if x, ok := x.Kind.(*ExecResponse_Attached); ok {
+			return x.Attached
+		}
+	}
+	return nil
+}
+
+func (x *ExecResponse) GetDropped() uint64 {
+	if x != nil {
+		if x, ok := x.Kind.(*ExecResponse_Dropped); ok {
+			return x.Dropped
+		}
+	}
+	return 0
+}
+
+func (x *ExecResponse) GetOver() string {
+	if x != nil {
+		if x, ok := x.Kind.(*ExecResponse_Over); ok {
+			return x.Over
+		}
+	}
+	return ""
+}
+
 type isExecResponse_Kind interface {
 	isExecResponse_Kind()
 }
@@ -1387,6 +1449,18 @@ type ExecResponse_StdinConsumed struct {
 	StdinConsumed int64 `protobuf:"varint,5,opt,name=stdin_consumed,json=stdinConsumed,proto3,oneof"` // so many more bytes of stdin are on their way to the command
 }
 
+type ExecResponse_Attached struct {
+	Attached *SessionAttached `protobuf:"bytes,6,opt,name=attached,proto3,oneof"` // AttachSession only, as are the next two
+}
+
+type ExecResponse_Dropped struct {
+	Dropped uint64 `protobuf:"varint,7,opt,name=dropped,proto3,oneof"` // so many bytes of output are not there any more
+}
+
+type ExecResponse_Over struct {
+	Over string `protobuf:"bytes,8,opt,name=over,proto3,oneof"` // "read": no more was asked for; "removed": the session was; "suspended": the VM was
+}
+
 func (*ExecResponse_Started) isExecResponse_Kind() {}
 
 func (*ExecResponse_Stdout) isExecResponse_Kind() {}
@@ -1396,6 +1470,12 @@ func (*ExecResponse_Stderr) isExecResponse_Kind() {}
 func (*ExecResponse_Exited) isExecResponse_Kind() {}
 
 func (*ExecResponse_StdinConsumed) isExecResponse_Kind() {}
+
+func (*ExecResponse_Attached) isExecResponse_Kind() {}
+
+func (*ExecResponse_Dropped) isExecResponse_Kind() {}
+
+func (*ExecResponse_Over) isExecResponse_Kind() {}
 
 type ExecStarted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1504,6 +1584,624 @@ func (x *ExecExited) GetSignal() string {
 	return ""
 }
 
+// Session is a command in the guest that outlives whoever started it.
+type Session struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`     // a number
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // may be empty
+	Argv          []string               `protobuf:"bytes,3,rep,name=argv,proto3" json:"argv,omitempty"` // perhaps shortened; empty: the login shell
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	Workdir       string                 `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"` // empty: the user's own
+	Tty           bool                   `protobuf:"varint,6,opt,name=tty,proto3" json:"tty,omitempty"`
+	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"` // it takes input
+	Pid           int32                  `protobuf:"varint,8,opt,name=pid,proto3" json:"pid,omitempty"`
+	StartedAtMs   int64                  `protobuf:"varint,9,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"` // by the guest's clock
+	EndedAtMs     int64                  `protobuf:"varint,10,opt,name=ended_at_ms,json=endedAtMs,proto3" json:"ended_at_ms,omitempty"`      // 0 while it runs
+	Exited        *ExecExited            `protobuf:"bytes,11,opt,name=exited,proto3" json:"exited,omitempty"`                                // set when it has ended
+	Attached      int32                  `protobuf:"varint,12,opt,name=attached,proto3" json:"attached,omitempty"`                           // streams
+	OutputBytes   uint64                 `protobuf:"varint,13,opt,name=output_bytes,json=outputBytes,proto3" json:"output_bytes,omitempty"`  // that it has written
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Session) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Session) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Session) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *Session) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Session) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *Session) GetTty() bool {
+	if x != nil {
+		return x.Tty
+	}
+	return false
+}
+
+func (x *Session) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *Session) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Session) GetStartedAtMs() int64 {
+	if x != nil {
+		return x.StartedAtMs
+	}
+	return 0
+}
+
+func (x *Session) GetEndedAtMs() int64 {
+	if x != nil {
+		return x.EndedAtMs
+	}
+	return 0
+}
+
+func (x *Session) GetExited() *ExecExited {
+	if x != nil {
+		return x.Exited
+	}
+	return nil
+}
+
+func (x *Session) GetAttached() int32 {
+	if x != nil {
+		return x.Attached
+	}
+	return 0
+}
+
+func (x *Session) GetOutputBytes() uint64 {
+	if x != nil {
+		return x.OutputBytes
+	}
+	return 0
+}
+
+type StartSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Start         *ExecStart             `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"` // stdin: it has an input that WriteSession and AttachSession write to
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`   // rules like a VM's; no two that run have the same
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartSessionRequest) Reset() {
+	*x = StartSessionRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartSessionRequest) ProtoMessage() {}
+
+func (x *StartSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartSessionRequest.ProtoReflect.Descriptor instead.
+func (*StartSessionRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *StartSessionRequest) GetStart() *ExecStart {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *StartSessionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ListSessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsRequest) Reset() {
+	*x = ListSessionsRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsRequest) ProtoMessage() {}
+
+func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{26}
+}
+
+type ListSessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sessions      []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsResponse) Reset() {
+	*x = ListSessionsResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsResponse) ProtoMessage() {}
+
+func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListSessionsResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type SessionAttach struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The last so many bytes and lines of the past; negative: all of it.
+	Bytes         int32         `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Lines         int32         `protobuf:"varint,3,opt,name=lines,proto3" json:"lines,omitempty"`
+	Follow        bool          `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"` // go on with what comes
+	Stdin         bool          `protobuf:"varint,5,opt,name=stdin,proto3" json:"stdin,omitempty"`   // the client sends input
+	Size          *TerminalSize `protobuf:"bytes,6,opt,name=size,proto3" json:"size,omitempty"`      // of the client's terminal, if it has one: the session's gets it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionAttach) Reset() {
+	*x = SessionAttach{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionAttach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionAttach) ProtoMessage() {}
+
+func (x *SessionAttach) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionAttach.ProtoReflect.Descriptor instead.
+func (*SessionAttach) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SessionAttach) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *SessionAttach) GetBytes() int32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *SessionAttach) GetLines() int32 {
+	if x != nil {
+		return x.Lines
+	}
+	return 0
+}
+
+func (x *SessionAttach) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *SessionAttach) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *SessionAttach) GetSize() *TerminalSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+type SessionAttached struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	StdinWindow   int64                  `protobuf:"varint,2,opt,name=stdin_window,json=stdinWindow,proto3" json:"stdin_window,omitempty"` // see ExecStarted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionAttached) Reset() {
+	*x = SessionAttached{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionAttached) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionAttached) ProtoMessage() {}
+
+func (x *SessionAttached) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionAttached.ProtoReflect.Descriptor instead.
+func (*SessionAttached) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SessionAttached) GetSession() *Session {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SessionAttached) GetStdinWindow() int64 {
+	if x != nil {
+		return x.StdinWindow
+	}
+	return 0
+}
+
+type WriteSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"` // at most 64 KiB
+	Eof           bool                   `protobuf:"varint,3,opt,name=eof,proto3" json:"eof,omitempty"`  // nothing comes after it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteSessionRequest) Reset() {
+	*x = WriteSessionRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteSessionRequest) ProtoMessage() {}
+
+func (x *WriteSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteSessionRequest.ProtoReflect.Descriptor instead.
+func (*WriteSessionRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *WriteSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *WriteSessionRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *WriteSessionRequest) GetEof() bool {
+	if x != nil {
+		return x.Eof
+	}
+	return false
+}
+
+type WriteSessionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteSessionResponse) Reset() {
+	*x = WriteSessionResponse{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteSessionResponse) ProtoMessage() {}
+
+func (x *WriteSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteSessionResponse.ProtoReflect.Descriptor instead.
+func (*WriteSessionResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{31}
+}
+
+type StopSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Signal        string                 `protobuf:"bytes,2,opt,name=signal,proto3" json:"signal,omitempty"`                   // empty: HUP with a terminal, TERM without
+	GraceMs       int64                  `protobuf:"varint,3,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"` // 0: ten seconds; negative: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopSessionRequest) Reset() {
+	*x = StopSessionRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopSessionRequest) ProtoMessage() {}
+
+func (x *StopSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopSessionRequest.ProtoReflect.Descriptor instead.
+func (*StopSessionRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *StopSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *StopSessionRequest) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *StopSessionRequest) GetGraceMs() int64 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+type RemoveSessionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"` // also one that runs: it is killed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveSessionRequest) Reset() {
+	*x = RemoveSessionRequest{}
+	mi := &file_banger_v1_supervisor_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveSessionRequest) ProtoMessage() {}
+
+func (x *RemoveSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_supervisor_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveSessionRequest.ProtoReflect.Descriptor instead.
+func (*RemoveSessionRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_supervisor_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RemoveSessionRequest) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *RemoveSessionRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
 var File_banger_v1_supervisor_proto protoreflect.FileDescriptor
 
 const file_banger_v1_supervisor_proto_rawDesc = "" +
@@ -1546,7 +2244,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x16SupervisorWatchRequest\"F\n" +
 	"\x15SupervisorStopRequest\x12\x12\n" +
 	"\x04kill\x18\x01 \x01(\bR\x04kill\x12\x19\n" +
-	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\x8a\x04\n" +
+	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\"\xd3\x04\n" +
 	"\x10SupervisorStatus\x12\x13\n" +
 	"\x05vm_id\x18\x01 \x01(\tR\x04vmId\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12%\n" +
@@ -1563,19 +2261,22 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\ropen_sessions\x18\f \x01(\x05R\fopenSessions\x12#\n" +
 	"\rboot_attempts\x18\r \x01(\x05R\fbootAttempts\x12#\n" +
 	"\rfrom_template\x18\x0e \x01(\bR\ffromTemplate\x12%\n" +
-	"\x0etemplate_fault\x18\x0f \x01(\tR\rtemplateFault\"\x81\x01\n" +
+	"\x0etemplate_fault\x18\x0f \x01(\tR\rtemplateFault\x12)\n" +
+	"\x10running_sessions\x18\x10 \x01(\x05R\x0frunningSessions\x12\x1c\n" +
+	"\tsuspended\x18\x11 \x01(\bR\tsuspended\"\x81\x01\n" +
 	"\x04Exit\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x13\n" +
 	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\x12\x1a\n" +
 	"\bexpected\x18\x04 \x01(\bR\bexpected\x12\x1c\n" +
-	"\tsuspended\x18\x05 \x01(\bR\tsuspended\"\xc7\x01\n" +
+	"\tsuspended\x18\x05 \x01(\bR\tsuspended\"\xfb\x01\n" +
 	"\vExecRequest\x12,\n" +
 	"\x05start\x18\x01 \x01(\v2\x14.banger.v1.ExecStartH\x00R\x05start\x12\x16\n" +
 	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12\x1d\n" +
 	"\tstdin_eof\x18\x03 \x01(\bH\x00R\bstdinEof\x121\n" +
 	"\x06resize\x18\x04 \x01(\v2\x17.banger.v1.TerminalSizeH\x00R\x06resize\x12\x18\n" +
-	"\x06signal\x18\x05 \x01(\tH\x00R\x06signalB\x06\n" +
+	"\x06signal\x18\x05 \x01(\tH\x00R\x06signal\x122\n" +
+	"\x06attach\x18\x06 \x01(\v2\x18.banger.v1.SessionAttachH\x00R\x06attachB\x06\n" +
 	"\x04kind\"\xc8\x01\n" +
 	"\tExecStart\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x12\n" +
@@ -1588,13 +2289,16 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x04tool\x18\b \x01(\tR\x04tool\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
-	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xd8\x01\n" +
+	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xc4\x02\n" +
 	"\fExecResponse\x122\n" +
 	"\astarted\x18\x01 \x01(\v2\x16.banger.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
 	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
 	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12/\n" +
 	"\x06exited\x18\x04 \x01(\v2\x15.banger.v1.ExecExitedH\x00R\x06exited\x12'\n" +
-	"\x0estdin_consumed\x18\x05 \x01(\x03H\x00R\rstdinConsumedB\x06\n" +
+	"\x0estdin_consumed\x18\x05 \x01(\x03H\x00R\rstdinConsumed\x128\n" +
+	"\battached\x18\x06 \x01(\v2\x1a.banger.v1.SessionAttachedH\x00R\battached\x12\x1a\n" +
+	"\adropped\x18\a \x01(\x04H\x00R\adropped\x12\x14\n" +
+	"\x04over\x18\b \x01(\tH\x00R\x04overB\x06\n" +
 	"\x04kind\"B\n" +
 	"\vExecStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12!\n" +
@@ -1602,7 +2306,51 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
 	"ExecExited\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\tR\x06signal2\xad\a\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal\"\xdb\x02\n" +
+	"\aSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04argv\x18\x03 \x03(\tR\x04argv\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x18\n" +
+	"\aworkdir\x18\x05 \x01(\tR\aworkdir\x12\x10\n" +
+	"\x03tty\x18\x06 \x01(\bR\x03tty\x12\x14\n" +
+	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x10\n" +
+	"\x03pid\x18\b \x01(\x05R\x03pid\x12\"\n" +
+	"\rstarted_at_ms\x18\t \x01(\x03R\vstartedAtMs\x12\x1e\n" +
+	"\vended_at_ms\x18\n" +
+	" \x01(\x03R\tendedAtMs\x12-\n" +
+	"\x06exited\x18\v \x01(\v2\x15.banger.v1.ExecExitedR\x06exited\x12\x1a\n" +
+	"\battached\x18\f \x01(\x05R\battached\x12!\n" +
+	"\foutput_bytes\x18\r \x01(\x04R\voutputBytes\"U\n" +
+	"\x13StartSessionRequest\x12*\n" +
+	"\x05start\x18\x01 \x01(\v2\x14.banger.v1.ExecStartR\x05start\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x15\n" +
+	"\x13ListSessionsRequest\"F\n" +
+	"\x14ListSessionsResponse\x12.\n" +
+	"\bsessions\x18\x01 \x03(\v2\x12.banger.v1.SessionR\bsessions\"\xb0\x01\n" +
+	"\rSessionAttach\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x05R\x05bytes\x12\x14\n" +
+	"\x05lines\x18\x03 \x01(\x05R\x05lines\x12\x16\n" +
+	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x14\n" +
+	"\x05stdin\x18\x05 \x01(\bR\x05stdin\x12+\n" +
+	"\x04size\x18\x06 \x01(\v2\x17.banger.v1.TerminalSizeR\x04size\"b\n" +
+	"\x0fSessionAttached\x12,\n" +
+	"\asession\x18\x01 \x01(\v2\x12.banger.v1.SessionR\asession\x12!\n" +
+	"\fstdin_window\x18\x02 \x01(\x03R\vstdinWindow\"U\n" +
+	"\x13WriteSessionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
+	"\x03eof\x18\x03 \x01(\bR\x03eof\"\x16\n" +
+	"\x14WriteSessionResponse\"a\n" +
+	"\x12StopSessionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x19\n" +
+	"\bgrace_ms\x18\x03 \x01(\x03R\agraceMs\"F\n" +
+	"\x14RemoveSessionRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force2\xe1\n" +
+	"\n" +
 	"\x11SupervisorService\x12I\n" +
 	"\x06Status\x12\".banger.v1.SupervisorStatusRequest\x1a\x1b.banger.v1.SupervisorStatus\x12I\n" +
 	"\x05Watch\x12!.banger.v1.SupervisorWatchRequest\x1a\x1b.banger.v1.SupervisorStatus0\x01\x12E\n" +
@@ -1616,7 +2364,13 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
 	"WatchStats\x12&.banger.v1.SupervisorWatchStatsRequest\x1a\x11.banger.v1.Sample0\x01\x12N\n" +
 	"\x05Ports\x12!.banger.v1.SupervisorPortsRequest\x1a\".banger.v1.SupervisorPortsResponse\x12;\n" +
-	"\x04Exec\x12\x16.banger.v1.ExecRequest\x1a\x17.banger.v1.ExecResponse(\x010\x01B!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
+	"\x04Exec\x12\x16.banger.v1.ExecRequest\x1a\x17.banger.v1.ExecResponse(\x010\x01\x12B\n" +
+	"\fStartSession\x12\x1e.banger.v1.StartSessionRequest\x1a\x12.banger.v1.Session\x12O\n" +
+	"\fListSessions\x12\x1e.banger.v1.ListSessionsRequest\x1a\x1f.banger.v1.ListSessionsResponse\x12D\n" +
+	"\rAttachSession\x12\x16.banger.v1.ExecRequest\x1a\x17.banger.v1.ExecResponse(\x010\x01\x12O\n" +
+	"\fWriteSession\x12\x1e.banger.v1.WriteSessionRequest\x1a\x1f.banger.v1.WriteSessionResponse\x12@\n" +
+	"\vStopSession\x12\x1d.banger.v1.StopSessionRequest\x1a\x12.banger.v1.Session\x12D\n" +
+	"\rRemoveSession\x12\x1f.banger.v1.RemoveSessionRequest\x1a\x12.banger.v1.SessionB!Z\x1fbanger/proto/banger/v1;bangerv1b\x06proto3"
 
 var (
 	file_banger_v1_supervisor_proto_rawDescOnce sync.Once
@@ -1630,7 +2384,7 @@ func file_banger_v1_supervisor_proto_rawDescGZIP() []byte {
 	return file_banger_v1_supervisor_proto_rawDescData
 }
 
-var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_banger_v1_supervisor_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_banger_v1_supervisor_proto_goTypes = []any{
 	(*SupervisorSaveRequest)(nil),       // 0: banger.v1.SupervisorSaveRequest
 	(*SupervisorSaveResponse)(nil),      // 1: banger.v1.SupervisorSaveResponse
@@ -1656,49 +2410,78 @@ var file_banger_v1_supervisor_proto_goTypes = []any{
 	(*ExecResponse)(nil),                // 21: banger.v1.ExecResponse
 	(*ExecStarted)(nil),                 // 22: banger.v1.ExecStarted
 	(*ExecExited)(nil),                  // 23: banger.v1.ExecExited
-	(*Sample)(nil),                      // 24: banger.v1.Sample
-	(*Port)(nil),                        // 25: banger.v1.Port
-	(*Fault)(nil),                       // 26: banger.v1.Fault
+	(*Session)(nil),                     // 24: banger.v1.Session
+	(*StartSessionRequest)(nil),         // 25: banger.v1.StartSessionRequest
+	(*ListSessionsRequest)(nil),         // 26: banger.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),        // 27: banger.v1.ListSessionsResponse
+	(*SessionAttach)(nil),               // 28: banger.v1.SessionAttach
+	(*SessionAttached)(nil),             // 29: banger.v1.SessionAttached
+	(*WriteSessionRequest)(nil),         // 30: banger.v1.WriteSessionRequest
+	(*WriteSessionResponse)(nil),        // 31: banger.v1.WriteSessionResponse
+	(*StopSessionRequest)(nil),          // 32: banger.v1.StopSessionRequest
+	(*RemoveSessionRequest)(nil),        // 33: banger.v1.RemoveSessionRequest
+	(*Sample)(nil),                      // 34: banger.v1.Sample
+	(*Port)(nil),                        // 35: banger.v1.Port
+	(*Fault)(nil),                       // 36: banger.v1.Fault
 }
 var file_banger_v1_supervisor_proto_depIdxs = []int32{
-	24, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
-	25, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
-	26, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
+	34, // 0: banger.v1.SupervisorStatsResponse.samples:type_name -> banger.v1.Sample
+	35, // 1: banger.v1.SupervisorPortsResponse.ports:type_name -> banger.v1.Port
+	36, // 2: banger.v1.SupervisorStatus.fault:type_name -> banger.v1.Fault
 	17, // 3: banger.v1.SupervisorStatus.exit:type_name -> banger.v1.Exit
 	19, // 4: banger.v1.ExecRequest.start:type_name -> banger.v1.ExecStart
 	20, // 5: banger.v1.ExecRequest.resize:type_name -> banger.v1.TerminalSize
-	20, // 6: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
-	22, // 7: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
-	23, // 8: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
-	13, // 9: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
-	14, // 10: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
-	15, // 11: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
-	4,  // 12: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
-	5,  // 13: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
-	0,  // 14: banger.v1.SupervisorService.Save:input_type -> banger.v1.SupervisorSaveRequest
-	2,  // 15: banger.v1.SupervisorService.Identify:input_type -> banger.v1.SupervisorIdentifyRequest
-	6,  // 16: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
-	8,  // 17: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
-	10, // 18: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
-	11, // 19: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
-	18, // 20: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
-	16, // 21: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
-	16, // 22: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
-	16, // 23: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
-	16, // 24: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
-	16, // 25: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
-	1,  // 26: banger.v1.SupervisorService.Save:output_type -> banger.v1.SupervisorSaveResponse
-	3,  // 27: banger.v1.SupervisorService.Identify:output_type -> banger.v1.SupervisorIdentifyResponse
-	7,  // 28: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
-	9,  // 29: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
-	24, // 30: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
-	12, // 31: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
-	21, // 32: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
-	21, // [21:33] is the sub-list for method output_type
-	9,  // [9:21] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	28, // 6: banger.v1.ExecRequest.attach:type_name -> banger.v1.SessionAttach
+	20, // 7: banger.v1.ExecStart.size:type_name -> banger.v1.TerminalSize
+	22, // 8: banger.v1.ExecResponse.started:type_name -> banger.v1.ExecStarted
+	23, // 9: banger.v1.ExecResponse.exited:type_name -> banger.v1.ExecExited
+	29, // 10: banger.v1.ExecResponse.attached:type_name -> banger.v1.SessionAttached
+	23, // 11: banger.v1.Session.exited:type_name -> banger.v1.ExecExited
+	19, // 12: banger.v1.StartSessionRequest.start:type_name -> banger.v1.ExecStart
+	24, // 13: banger.v1.ListSessionsResponse.sessions:type_name -> banger.v1.Session
+	20, // 14: banger.v1.SessionAttach.size:type_name -> banger.v1.TerminalSize
+	24, // 15: banger.v1.SessionAttached.session:type_name -> banger.v1.Session
+	13, // 16: banger.v1.SupervisorService.Status:input_type -> banger.v1.SupervisorStatusRequest
+	14, // 17: banger.v1.SupervisorService.Watch:input_type -> banger.v1.SupervisorWatchRequest
+	15, // 18: banger.v1.SupervisorService.Stop:input_type -> banger.v1.SupervisorStopRequest
+	4,  // 19: banger.v1.SupervisorService.Pause:input_type -> banger.v1.SupervisorPauseRequest
+	5,  // 20: banger.v1.SupervisorService.Unpause:input_type -> banger.v1.SupervisorUnpauseRequest
+	0,  // 21: banger.v1.SupervisorService.Save:input_type -> banger.v1.SupervisorSaveRequest
+	2,  // 22: banger.v1.SupervisorService.Identify:input_type -> banger.v1.SupervisorIdentifyRequest
+	6,  // 23: banger.v1.SupervisorService.GrowDisk:input_type -> banger.v1.SupervisorGrowDiskRequest
+	8,  // 24: banger.v1.SupervisorService.Stats:input_type -> banger.v1.SupervisorStatsRequest
+	10, // 25: banger.v1.SupervisorService.WatchStats:input_type -> banger.v1.SupervisorWatchStatsRequest
+	11, // 26: banger.v1.SupervisorService.Ports:input_type -> banger.v1.SupervisorPortsRequest
+	18, // 27: banger.v1.SupervisorService.Exec:input_type -> banger.v1.ExecRequest
+	25, // 28: banger.v1.SupervisorService.StartSession:input_type -> banger.v1.StartSessionRequest
+	26, // 29: banger.v1.SupervisorService.ListSessions:input_type -> banger.v1.ListSessionsRequest
+	18, // 30: banger.v1.SupervisorService.AttachSession:input_type -> banger.v1.ExecRequest
+	30, // 31: banger.v1.SupervisorService.WriteSession:input_type -> banger.v1.WriteSessionRequest
+	32, // 32: banger.v1.SupervisorService.StopSession:input_type -> banger.v1.StopSessionRequest
+	33, // 33: banger.v1.SupervisorService.RemoveSession:input_type -> banger.v1.RemoveSessionRequest
+	16, // 34: banger.v1.SupervisorService.Status:output_type -> banger.v1.SupervisorStatus
+	16, // 35: banger.v1.SupervisorService.Watch:output_type -> banger.v1.SupervisorStatus
+	16, // 36: banger.v1.SupervisorService.Stop:output_type -> banger.v1.SupervisorStatus
+	16, // 37: banger.v1.SupervisorService.Pause:output_type -> banger.v1.SupervisorStatus
+	16, // 38: banger.v1.SupervisorService.Unpause:output_type -> banger.v1.SupervisorStatus
+	1,  // 39: banger.v1.SupervisorService.Save:output_type -> banger.v1.SupervisorSaveResponse
+	3,  // 40: banger.v1.SupervisorService.Identify:output_type -> banger.v1.SupervisorIdentifyResponse
+	7,  // 41: banger.v1.SupervisorService.GrowDisk:output_type -> banger.v1.SupervisorGrowDiskResponse
+	9,  // 42: banger.v1.SupervisorService.Stats:output_type -> banger.v1.SupervisorStatsResponse
+	34, // 43: banger.v1.SupervisorService.WatchStats:output_type -> banger.v1.Sample
+	12, // 44: banger.v1.SupervisorService.Ports:output_type -> banger.v1.SupervisorPortsResponse
+	21, // 45: banger.v1.SupervisorService.Exec:output_type -> banger.v1.ExecResponse
+	24, // 46: banger.v1.SupervisorService.StartSession:output_type -> banger.v1.Session
+	27, // 47: banger.v1.SupervisorService.ListSessions:output_type -> banger.v1.ListSessionsResponse
+	21, // 48: banger.v1.SupervisorService.AttachSession:output_type -> banger.v1.ExecResponse
+	31, // 49: banger.v1.SupervisorService.WriteSession:output_type -> banger.v1.WriteSessionResponse
+	24, // 50: banger.v1.SupervisorService.StopSession:output_type -> banger.v1.Session
+	24, // 51: banger.v1.SupervisorService.RemoveSession:output_type -> banger.v1.Session
+	34, // [34:52] is the sub-list for method output_type
+	16, // [16:34] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_supervisor_proto_init() }
@@ -1713,6 +2496,7 @@ func file_banger_v1_supervisor_proto_init() {
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
+		(*ExecRequest_Attach)(nil),
 	}
 	file_banger_v1_supervisor_proto_msgTypes[21].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
@@ -1720,6 +2504,9 @@ func file_banger_v1_supervisor_proto_init() {
 		(*ExecResponse_Stderr)(nil),
 		(*ExecResponse_Exited)(nil),
 		(*ExecResponse_StdinConsumed)(nil),
+		(*ExecResponse_Attached)(nil),
+		(*ExecResponse_Dropped)(nil),
+		(*ExecResponse_Over)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1727,7 +2514,7 @@ func file_banger_v1_supervisor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_supervisor_proto_rawDesc), len(file_banger_v1_supervisor_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

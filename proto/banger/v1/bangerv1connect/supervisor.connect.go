@@ -63,6 +63,24 @@ const (
 	SupervisorServicePortsProcedure = "/banger.v1.SupervisorService/Ports"
 	// SupervisorServiceExecProcedure is the fully-qualified name of the SupervisorService's Exec RPC.
 	SupervisorServiceExecProcedure = "/banger.v1.SupervisorService/Exec"
+	// SupervisorServiceStartSessionProcedure is the fully-qualified name of the SupervisorService's
+	// StartSession RPC.
+	SupervisorServiceStartSessionProcedure = "/banger.v1.SupervisorService/StartSession"
+	// SupervisorServiceListSessionsProcedure is the fully-qualified name of the SupervisorService's
+	// ListSessions RPC.
+	SupervisorServiceListSessionsProcedure = "/banger.v1.SupervisorService/ListSessions"
+	// SupervisorServiceAttachSessionProcedure is the fully-qualified name of the SupervisorService's
+	// AttachSession RPC.
+	SupervisorServiceAttachSessionProcedure = "/banger.v1.SupervisorService/AttachSession"
+	// SupervisorServiceWriteSessionProcedure is the fully-qualified name of the SupervisorService's
+	// WriteSession RPC.
+	SupervisorServiceWriteSessionProcedure = "/banger.v1.SupervisorService/WriteSession"
+	// SupervisorServiceStopSessionProcedure is the fully-qualified name of the SupervisorService's
+	// StopSession RPC.
+	SupervisorServiceStopSessionProcedure = "/banger.v1.SupervisorService/StopSession"
+	// SupervisorServiceRemoveSessionProcedure is the fully-qualified name of the SupervisorService's
+	// RemoveSession RPC.
+	SupervisorServiceRemoveSessionProcedure = "/banger.v1.SupervisorService/RemoveSession"
 )
 
 // SupervisorServiceClient is a client for the banger.v1.SupervisorService service.
@@ -92,6 +110,18 @@ type SupervisorServiceClient interface {
 	// Exec runs one command in the guest. The client sends start first, then input; the server sends started,
 	// output, and exited last.
 	Exec(context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse]
+	// Sessions are commands in the guest that outlive whoever started them. A call that names one takes its id, its name,
+	// or a prefix of a name that fits one only. A guest that was booted by an older banger has none: failed_precondition.
+	StartSession(context.Context, *connect.Request[v1.StartSessionRequest]) (*connect.Response[v1.Session], error)
+	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
+	// AttachSession connects to a session: what is kept of its output, then what comes. The client sends attach first, then
+	// input; the server sends attached first and exited or over last. The end of the stream does nothing to the session.
+	AttachSession(context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse]
+	// WriteSession sends input, all of it or, if it fails, nothing.
+	WriteSession(context.Context, *connect.Request[v1.WriteSessionRequest]) (*connect.Response[v1.WriteSessionResponse], error)
+	// StopSession returns when the session has ended: by a signal or, after the grace, by KILL.
+	StopSession(context.Context, *connect.Request[v1.StopSessionRequest]) (*connect.Response[v1.Session], error)
+	RemoveSession(context.Context, *connect.Request[v1.RemoveSessionRequest]) (*connect.Response[v1.Session], error)
 }
 
 // NewSupervisorServiceClient constructs a client for the banger.v1.SupervisorService service. By
@@ -177,23 +207,65 @@ func NewSupervisorServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(supervisorServiceMethods.ByName("Exec")),
 			connect.WithClientOptions(opts...),
 		),
+		startSession: connect.NewClient[v1.StartSessionRequest, v1.Session](
+			httpClient,
+			baseURL+SupervisorServiceStartSessionProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("StartSession")),
+			connect.WithClientOptions(opts...),
+		),
+		listSessions: connect.NewClient[v1.ListSessionsRequest, v1.ListSessionsResponse](
+			httpClient,
+			baseURL+SupervisorServiceListSessionsProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("ListSessions")),
+			connect.WithClientOptions(opts...),
+		),
+		attachSession: connect.NewClient[v1.ExecRequest, v1.ExecResponse](
+			httpClient,
+			baseURL+SupervisorServiceAttachSessionProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("AttachSession")),
+			connect.WithClientOptions(opts...),
+		),
+		writeSession: connect.NewClient[v1.WriteSessionRequest, v1.WriteSessionResponse](
+			httpClient,
+			baseURL+SupervisorServiceWriteSessionProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("WriteSession")),
+			connect.WithClientOptions(opts...),
+		),
+		stopSession: connect.NewClient[v1.StopSessionRequest, v1.Session](
+			httpClient,
+			baseURL+SupervisorServiceStopSessionProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("StopSession")),
+			connect.WithClientOptions(opts...),
+		),
+		removeSession: connect.NewClient[v1.RemoveSessionRequest, v1.Session](
+			httpClient,
+			baseURL+SupervisorServiceRemoveSessionProcedure,
+			connect.WithSchema(supervisorServiceMethods.ByName("RemoveSession")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // supervisorServiceClient implements SupervisorServiceClient.
 type supervisorServiceClient struct {
-	status     *connect.Client[v1.SupervisorStatusRequest, v1.SupervisorStatus]
-	watch      *connect.Client[v1.SupervisorWatchRequest, v1.SupervisorStatus]
-	stop       *connect.Client[v1.SupervisorStopRequest, v1.SupervisorStatus]
-	pause      *connect.Client[v1.SupervisorPauseRequest, v1.SupervisorStatus]
-	unpause    *connect.Client[v1.SupervisorUnpauseRequest, v1.SupervisorStatus]
-	save       *connect.Client[v1.SupervisorSaveRequest, v1.SupervisorSaveResponse]
-	identify   *connect.Client[v1.SupervisorIdentifyRequest, v1.SupervisorIdentifyResponse]
-	growDisk   *connect.Client[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse]
-	stats      *connect.Client[v1.SupervisorStatsRequest, v1.SupervisorStatsResponse]
-	watchStats *connect.Client[v1.SupervisorWatchStatsRequest, v1.Sample]
-	ports      *connect.Client[v1.SupervisorPortsRequest, v1.SupervisorPortsResponse]
-	exec       *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	status        *connect.Client[v1.SupervisorStatusRequest, v1.SupervisorStatus]
+	watch         *connect.Client[v1.SupervisorWatchRequest, v1.SupervisorStatus]
+	stop          *connect.Client[v1.SupervisorStopRequest, v1.SupervisorStatus]
+	pause         *connect.Client[v1.SupervisorPauseRequest, v1.SupervisorStatus]
+	unpause       *connect.Client[v1.SupervisorUnpauseRequest, v1.SupervisorStatus]
+	save          *connect.Client[v1.SupervisorSaveRequest, v1.SupervisorSaveResponse]
+	identify      *connect.Client[v1.SupervisorIdentifyRequest, v1.SupervisorIdentifyResponse]
+	growDisk      *connect.Client[v1.SupervisorGrowDiskRequest, v1.SupervisorGrowDiskResponse]
+	stats         *connect.Client[v1.SupervisorStatsRequest, v1.SupervisorStatsResponse]
+	watchStats    *connect.Client[v1.SupervisorWatchStatsRequest, v1.Sample]
+	ports         *connect.Client[v1.SupervisorPortsRequest, v1.SupervisorPortsResponse]
+	exec          *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	startSession  *connect.Client[v1.StartSessionRequest, v1.Session]
+	listSessions  *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
+	attachSession *connect.Client[v1.ExecRequest, v1.ExecResponse]
+	writeSession  *connect.Client[v1.WriteSessionRequest, v1.WriteSessionResponse]
+	stopSession   *connect.Client[v1.StopSessionRequest, v1.Session]
+	removeSession *connect.Client[v1.RemoveSessionRequest, v1.Session]
 }
 
 // Status calls banger.v1.SupervisorService.Status.
@@ -256,6 +328,36 @@ func (c *supervisorServiceClient) Exec(ctx context.Context) *connect.BidiStreamF
 	return c.exec.CallBidiStream(ctx)
 }
 
+// StartSession calls banger.v1.SupervisorService.StartSession.
+func (c *supervisorServiceClient) StartSession(ctx context.Context, req *connect.Request[v1.StartSessionRequest]) (*connect.Response[v1.Session], error) {
+	return c.startSession.CallUnary(ctx, req)
+}
+
+// ListSessions calls banger.v1.SupervisorService.ListSessions.
+func (c *supervisorServiceClient) ListSessions(ctx context.Context, req *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error) {
+	return c.listSessions.CallUnary(ctx, req)
+}
+
+// AttachSession calls banger.v1.SupervisorService.AttachSession.
+func (c *supervisorServiceClient) AttachSession(ctx context.Context) *connect.BidiStreamForClient[v1.ExecRequest, v1.ExecResponse] {
+	return c.attachSession.CallBidiStream(ctx)
+}
+
+// WriteSession calls banger.v1.SupervisorService.WriteSession.
+func (c *supervisorServiceClient) WriteSession(ctx context.Context, req *connect.Request[v1.WriteSessionRequest]) (*connect.Response[v1.WriteSessionResponse], error) {
+	return c.writeSession.CallUnary(ctx, req)
+}
+
+// StopSession calls banger.v1.SupervisorService.StopSession.
+func (c *supervisorServiceClient) StopSession(ctx context.Context, req *connect.Request[v1.StopSessionRequest]) (*connect.Response[v1.Session], error) {
+	return c.stopSession.CallUnary(ctx, req)
+}
+
+// RemoveSession calls banger.v1.SupervisorService.RemoveSession.
+func (c *supervisorServiceClient) RemoveSession(ctx context.Context, req *connect.Request[v1.RemoveSessionRequest]) (*connect.Response[v1.Session], error) {
+	return c.removeSession.CallUnary(ctx, req)
+}
+
 // SupervisorServiceHandler is an implementation of the banger.v1.SupervisorService service.
 type SupervisorServiceHandler interface {
 	// Status answers at once.
@@ -283,6 +385,18 @@ type SupervisorServiceHandler interface {
 	// Exec runs one command in the guest. The client sends start first, then input; the server sends started,
 	// output, and exited last.
 	Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
+	// Sessions are commands in the guest that outlive whoever started them. A call that names one takes its id, its name,
+	// or a prefix of a name that fits one only. A guest that was booted by an older banger has none: failed_precondition.
+	StartSession(context.Context, *connect.Request[v1.StartSessionRequest]) (*connect.Response[v1.Session], error)
+	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
+	// AttachSession connects to a session: what is kept of its output, then what comes. The client sends attach first, then
+	// input; the server sends attached first and exited or over last. The end of the stream does nothing to the session.
+	AttachSession(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
+	// WriteSession sends input, all of it or, if it fails, nothing.
+	WriteSession(context.Context, *connect.Request[v1.WriteSessionRequest]) (*connect.Response[v1.WriteSessionResponse], error)
+	// StopSession returns when the session has ended: by a signal or, after the grace, by KILL.
+	StopSession(context.Context, *connect.Request[v1.StopSessionRequest]) (*connect.Response[v1.Session], error)
+	RemoveSession(context.Context, *connect.Request[v1.RemoveSessionRequest]) (*connect.Response[v1.Session], error)
 }
 
 // NewSupervisorServiceHandler builds an HTTP handler from the service implementation. It returns
@@ -364,6 +478,42 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 		connect.WithSchema(supervisorServiceMethods.ByName("Exec")),
 		connect.WithHandlerOptions(opts...),
 	)
+	supervisorServiceStartSessionHandler := connect.NewUnaryHandler(
+		SupervisorServiceStartSessionProcedure,
+		svc.StartSession,
+		connect.WithSchema(supervisorServiceMethods.ByName("StartSession")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceListSessionsHandler := connect.NewUnaryHandler(
+		SupervisorServiceListSessionsProcedure,
+		svc.ListSessions,
+		connect.WithSchema(supervisorServiceMethods.ByName("ListSessions")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceAttachSessionHandler := connect.NewBidiStreamHandler(
+		SupervisorServiceAttachSessionProcedure,
+		svc.AttachSession,
+		connect.WithSchema(supervisorServiceMethods.ByName("AttachSession")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceWriteSessionHandler := connect.NewUnaryHandler(
+		SupervisorServiceWriteSessionProcedure,
+		svc.WriteSession,
+		connect.WithSchema(supervisorServiceMethods.ByName("WriteSession")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceStopSessionHandler := connect.NewUnaryHandler(
+		SupervisorServiceStopSessionProcedure,
+		svc.StopSession,
+		connect.WithSchema(supervisorServiceMethods.ByName("StopSession")),
+		connect.WithHandlerOptions(opts...),
+	)
+	supervisorServiceRemoveSessionHandler := connect.NewUnaryHandler(
+		SupervisorServiceRemoveSessionProcedure,
+		svc.RemoveSession,
+		connect.WithSchema(supervisorServiceMethods.ByName("RemoveSession")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.SupervisorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case SupervisorServiceStatusProcedure:
@@ -390,6 +540,18 @@ func NewSupervisorServiceHandler(svc SupervisorServiceHandler, opts ...connect.H
 			supervisorServicePortsHandler.ServeHTTP(w, r)
 		case SupervisorServiceExecProcedure:
 			supervisorServiceExecHandler.ServeHTTP(w, r)
+		case SupervisorServiceStartSessionProcedure:
+			supervisorServiceStartSessionHandler.ServeHTTP(w, r)
+		case SupervisorServiceListSessionsProcedure:
+			supervisorServiceListSessionsHandler.ServeHTTP(w, r)
+		case SupervisorServiceAttachSessionProcedure:
+			supervisorServiceAttachSessionHandler.ServeHTTP(w, r)
+		case SupervisorServiceWriteSessionProcedure:
+			supervisorServiceWriteSessionHandler.ServeHTTP(w, r)
+		case SupervisorServiceStopSessionProcedure:
+			supervisorServiceStopSessionHandler.ServeHTTP(w, r)
+		case SupervisorServiceRemoveSessionProcedure:
+			supervisorServiceRemoveSessionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -445,4 +607,28 @@ func (UnimplementedSupervisorServiceHandler) Ports(context.Context, *connect.Req
 
 func (UnimplementedSupervisorServiceHandler) Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.Exec is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) StartSession(context.Context, *connect.Request[v1.StartSessionRequest]) (*connect.Response[v1.Session], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.StartSession is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.ListSessions is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) AttachSession(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.AttachSession is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) WriteSession(context.Context, *connect.Request[v1.WriteSessionRequest]) (*connect.Response[v1.WriteSessionResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.WriteSession is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) StopSession(context.Context, *connect.Request[v1.StopSessionRequest]) (*connect.Response[v1.Session], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.StopSession is not implemented"))
+}
+
+func (UnimplementedSupervisorServiceHandler) RemoveSession(context.Context, *connect.Request[v1.RemoveSessionRequest]) (*connect.Response[v1.Session], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.SupervisorService.RemoveSession is not implemented"))
 }
