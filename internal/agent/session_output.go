@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"sort"
 	"sync"
 
 	"banger/internal/agentwire"
@@ -72,12 +73,8 @@ func (o *sessionOutput) forget() {
 	if over := len(o.runs) - maxRuns; over > 0 {
 		o.start = max(o.start, o.runs[over].from)
 	}
-	first := 0
-	for first+1 < len(o.runs) && o.runs[first+1].from <= o.start {
-		first++
-	}
-	if first > 0 {
-		o.runs = o.runs[:copy(o.runs, o.runs[first:])]
+	for len(o.runs) > 1 && o.runs[1].from <= o.start {
+		o.runs = o.runs[1:] // append moves the rest now and then
 	}
 }
 
@@ -164,14 +161,11 @@ func (o *sessionOutput) next(buf []byte, from uint64, follow bool, stop func() b
 	if from == o.end || stop() {
 		return 0, 0, dropped
 	}
-	until := o.end
-	for i := len(o.runs) - 1; i >= 0; i-- {
-		if o.runs[i].from <= from {
-			t = o.runs[i].frame
-			break
-		}
+	i, until := sort.Search(len(o.runs), func(i int) bool { return o.runs[i].from > from }), o.end
+	if i < len(o.runs) {
 		until = o.runs[i].from
 	}
+	t = o.runs[i-1].frame // the first run begins at start or before it
 	at := from % agentwire.SessionOutput
 	until = min(until, from+agentwire.SessionOutput-at)
 	return copy(buf, o.buf[at:at+until-from]), t, dropped

@@ -222,22 +222,32 @@ func TestSignalIsCheckedHere(t *testing.T) {
 func FuzzProcess(f *testing.F) {
 	f.Add([]byte("\x05\x00\x00\x00\x02hi\x07\x00\x00\x00\x0a{\"code\":0}"))
 	f.Add([]byte("\x0a\x00\x00\x00\x04\x00\x00\x00\x01"))
+	f.Add([]byte("\x0b\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x05\x0c\x00\x00\x00\x04read"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		host, inside := net.Pipe()
-		go func() { _, _ = inside.Write(in); _ = inside.Close() }()
-		p := newProcess(host, agentwire.NewReader(host), agentwire.ExecStarted{})
-		defer func() { _ = p.Close() }()
-		for {
-			ev, err := p.Next()
-			if err != nil {
-				return
-			}
-			if ev.Exited != nil {
-				if _, err := json.Marshal(ev.Exited); err != nil || ev.Exited.Code < 0 || ev.Exited.Code > 255 {
-					t.Errorf("exited %+v, %v", ev.Exited, err)
-				}
-				return
-			}
-		}
+		feedProcess(t, in, false)
+		feedProcess(t, in, true)
 	})
+}
+
+func feedProcess(t *testing.T, in []byte, attached bool) {
+	host, inside := net.Pipe()
+	go func() { _, _ = inside.Write(in); _ = inside.Close() }()
+	p := newProcess(host, agentwire.NewReader(host), agentwire.ExecStarted{})
+	p.attached = attached
+	defer func() { _ = p.Close() }()
+	for {
+		ev, err := p.Next()
+		if err != nil {
+			return
+		}
+		if !attached && (ev.Dropped > 0 || ev.Over != "") {
+			t.Errorf("a command that is no session: %+v", ev)
+		}
+		if ev.Exited != nil {
+			if _, err := json.Marshal(ev.Exited); err != nil || ev.Exited.Code < 0 || ev.Exited.Code > 255 {
+				t.Errorf("exited %+v, %v", ev.Exited, err)
+			}
+			return
+		}
+	}
 }
