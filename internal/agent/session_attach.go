@@ -123,7 +123,10 @@ func (a *attachment) send() (why string, ok bool) {
 	from, until := o.past(a.attach.Bytes, a.attach.Lines), o.written()
 	stop := func() bool { return a.gone.Load() || a.session.removed.Load() }
 	buf := make([]byte, agentwire.HeaderLen+chunk)
-	for a.attach.Follow || from < until {
+	if a.attach.Quiet {
+		o.await(stop)
+	}
+	for !a.attach.Quiet && (a.attach.Follow || from < until) {
 		n, t, dropped := o.next(buf[agentwire.HeaderLen:], from, a.attach.Follow, stop)
 		if dropped > 0 {
 			if agentwire.WriteFrame(a.out, agentwire.FrameDropped, agentwire.DroppedFrame(dropped)) != nil {

@@ -116,6 +116,21 @@ func (f feed) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// keys is what a request means as input, and whether it is the last. A terminal has no end, only a key for it.
+func keys(req agentwire.SessionWrite, tty bool) (data []byte, eof bool) {
+	data = slices.Clone(req.Data)
+	switch {
+	case req.Enter && tty:
+		data = append(data, '\r')
+	case req.Enter:
+		data = append(data, '\n')
+	}
+	if req.EOF && tty {
+		return append(data, endOfText), false
+	}
+	return data, req.EOF
+}
+
 // writeSession does MethodSessionWrite.
 func (s *Server) writeSession(req agentwire.SessionWrite) error {
 	ss, err := s.sessions.find(req.ID)
@@ -128,10 +143,7 @@ func (s *Server) writeSession(req agentwire.SessionWrite) error {
 	case ss.input == nil:
 		return fault.New(fault.Conflict, "session %s has no input: it was started without one", ss.label())
 	}
-	data, eof := req.Data, req.EOF
-	if eof && ss.command.tty != nil { // a terminal has no end, only a key for it
-		data, eof = append(slices.Clone(data), endOfText), false
-	}
+	data, eof := keys(req, ss.command.tty != nil)
 	deadline := time.Now().Add(inputPatience)
 	defer time.AfterFunc(inputPatience, ss.input.wake).Stop()
 	err = ss.input.put(data, eof, func() bool { return !time.Now().Before(deadline) })

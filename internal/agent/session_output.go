@@ -94,6 +94,15 @@ func (o *sessionOutput) wake() {
 	o.moved.Broadcast()
 }
 
+// await waits until nothing comes any more or stop says that nobody wants to know.
+func (o *sessionOutput) await(stop func() bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for !o.ended && !stop() {
+		o.moved.Wait()
+	}
+}
+
 // written is how much there was.
 func (o *sessionOutput) written() uint64 {
 	o.mu.Lock()

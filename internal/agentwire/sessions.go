@@ -73,6 +73,7 @@ type SessionAttach struct {
 	Bytes  int  `json:"bytes"`
 	Lines  int  `json:"lines"`
 	Follow bool `json:"follow,omitempty"`
+	Quiet  bool `json:"quiet,omitempty"` // no output at all, only how it ends
 	Stdin  bool `json:"stdin,omitempty"` // the stream may send stdin; its end is not the end of the session's
 	// Rows and Cols are the size of the terminal at the other end, 0 if there is none. The last one to say so wins.
 	Rows uint16 `json:"rows,omitempty"`
@@ -84,7 +85,9 @@ type SessionAttach struct {
 type SessionWrite struct {
 	ID   string `json:"id"`
 	Data []byte `json:"data,omitempty"`
-	EOF  bool   `json:"eof,omitempty"` // nothing comes after it: ^D on a terminal
+	// Enter ends Data with what the enter key does: a carriage return on a terminal, a line feed elsewhere.
+	Enter bool `json:"enter,omitempty"`
+	EOF   bool `json:"eof,omitempty"` // nothing comes after it: ^D on a terminal
 }
 
 // SessionStop ends a session: a signal, and after the grace SIGKILL. It is answered when the session has ended.

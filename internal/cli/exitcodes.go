@@ -32,6 +32,7 @@ func exitCodes() []exitCode {
 		{of(fault.Exhausted), "no space, memory or address left (class resource_exhausted)"},
 		{of(fault.Denied), "not allowed (class permission_denied)"},
 		{of(fault.Timeout), "a deadline passed (class timeout)"},
+		{suspendedCode, "the vm was suspended while banger followed one of its sessions, which goes on when it is resumed"},
 	}
 }
 

@@ -36,7 +36,7 @@ func newRoot(d *Deps) *cobra.Command {
 		root.AddCommand(cmd)
 	}
 	for _, cmd := range []*cobra.Command{
-		newVM(d), newImage(d), newKernel(d), newTemplate(d), newSnapshot(d), newOp(d), newEvents(d), newConfig(d), newDaemon(d),
+		newVM(d), newSession(d), newImage(d), newKernel(d), newTemplate(d), newSnapshot(d), newOp(d), newEvents(d), newConfig(d), newDaemon(d),
 		newFsck(d), newDoctor(d), newVersion(d),
 	} {
 		cmd.GroupID = "noun"

@@ -13,6 +13,7 @@ type execOptions struct {
 	ref        string
 	session    session
 	checkpoint checkpoint
+	detach     detachOptions
 }
 
 func newExec(d *Deps) *cobra.Command {
@@ -26,12 +27,16 @@ func newExec(d *Deps) *cobra.Command {
 Flags for banger stand before the NAME; everything behind it belongs to the command. The command gets a terminal when
 banger has one; see --tty and --no-tty. A command that is not found is exit code 127, one that cannot be executed 126.
 
+With --detach the command is a session: it goes on by itself, and the answer is what it is called. It has a terminal only
+with --tty. See banger session --help.
+
 With --checkpoint a snapshot of the VM is taken first, to which "vm rewind" goes back; the oldest of them are removed when there
 are more than limits.checkpoints.`,
 		Example: `  banger vm exec dev -- make test
   banger vm exec --user root --workdir /etc dev -- ls -l
   banger vm exec dev -- tar c src | tar x
   banger vm exec --checkpoint dev -- apt-get -y upgrade
+  banger vm exec --detach --name build dev -- make
   banger vm exec dev`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			return oneVM(cmd, args[:min(len(args), 1)])
@@ -48,6 +53,9 @@ are more than limits.checkpoints.`,
 			if err := opts.session.tty.check(); err != nil {
 				return err
 			}
+			if err := opts.detach.check(cmd, opts.session); err != nil {
+				return err
+			}
 			return runExec(cmd.Context(), opts, d)
 		},
 		ValidArgsFunction: completeOneVM(d, "running"),
@@ -59,6 +67,7 @@ are more than limits.checkpoints.`,
 	flags.StringArrayVarP(&env, "env", "e", nil, "environment: NAME=VALUE, or NAME to pass the host's value on")
 	opts.session.tty.add(cmd)
 	opts.checkpoint.add(cmd)
+	opts.detach.add(cmd)
 	for _, flag := range []string{"user", "workdir", "env"} {
 		complete(cmd, flag, cobra.NoFileCompletions)
 	}
@@ -113,6 +122,9 @@ func runExec(ctx context.Context, opts execOptions, d *Deps) error {
 	}
 	if err := opts.checkpoint.take(ctx, c, where, d); err != nil {
 		return err
+	}
+	if opts.detach.detach {
+		return d.detach(ctx, opts.detach, where, opts.session)
 	}
 	opts.session.socket = where.GetSocket()
 	code, err := d.attach(ctx, opts.session)

@@ -113,7 +113,7 @@ func sessionAttach(m *bangerv1.SessionAttach) (agentwire.SessionAttach, error) {
 		return agentwire.SessionAttach{}, fault.New(fault.Invalid, "attach: terminal size %dx%d is not possible", cols, rows)
 	}
 	return agentwire.SessionAttach{
-		Bytes: int(m.GetBytes()), Lines: int(m.GetLines()), Follow: m.GetFollow(), Stdin: m.GetStdin(),
+		Bytes: int(m.GetBytes()), Lines: int(m.GetLines()), Follow: m.GetFollow() || m.GetQuiet(), Quiet: m.GetQuiet(), Stdin: m.GetStdin(),
 		Rows: uint16(rows), Cols: uint16(cols),
 	}, nil
 }
@@ -131,7 +131,7 @@ func (s service) WriteSession(ctx context.Context, req *connect.Request[bangerv1
 		if session.Exited != nil {
 			return s.hasEnded(session)
 		}
-		return c.WriteSession(ctx, agentwire.SessionWrite{ID: session.ID, Data: req.Msg.GetData(), EOF: req.Msg.GetEof()})
+		return c.WriteSession(ctx, agentwire.SessionWrite{ID: session.ID, Data: req.Msg.GetData(), Enter: req.Msg.GetEnter(), EOF: req.Msg.GetEof()})
 	})
 	if err != nil {
 		return nil, err

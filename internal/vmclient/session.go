@@ -52,12 +52,15 @@ func (s *Client) Sessions(ctx context.Context) ([]*bangerv1.Session, error) {
 	return resp.GetSessions(), err
 }
 
-// WriteSession sends input to a session, in pieces that each arrive whole or not at all.
-func (s *Client) WriteSession(ctx context.Context, session string, data []byte, eof bool) error {
+// WriteSession sends input to a session, in pieces that each arrive whole or not at all. Enter and the end of the input
+// come after the last of them, if they are asked for.
+func (s *Client) WriteSession(ctx context.Context, session string, data []byte, enter, eof bool) error {
 	for {
 		n := min(len(data), chunk)
 		last := n == len(data)
-		_, err := ask(ctx, s.plain.WriteSession, &bangerv1.WriteSessionRequest{Session: session, Data: data[:n], Eof: eof && last})
+		_, err := ask(ctx, s.plain.WriteSession, &bangerv1.WriteSessionRequest{
+			Session: session, Data: data[:n], Enter: enter && last, Eof: eof && last,
+		})
 		if err != nil || last {
 			return err
 		}

@@ -1866,6 +1866,7 @@ type SessionAttach struct {
 	Follow        bool          `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"` // go on with what comes
 	Stdin         bool          `protobuf:"varint,5,opt,name=stdin,proto3" json:"stdin,omitempty"`   // the client sends input
 	Size          *TerminalSize `protobuf:"bytes,6,opt,name=size,proto3" json:"size,omitempty"`      // of the client's terminal, if it has one: the session's gets it
+	Quiet         bool          `protobuf:"varint,7,opt,name=quiet,proto3" json:"quiet,omitempty"`   // no output, only how the session ends
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1942,6 +1943,13 @@ func (x *SessionAttach) GetSize() *TerminalSize {
 	return nil
 }
 
+func (x *SessionAttach) GetQuiet() bool {
+	if x != nil {
+		return x.Quiet
+	}
+	return false
+}
+
 type SessionAttached struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       *Session               `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
@@ -1997,8 +2005,9 @@ func (x *SessionAttached) GetStdinWindow() int64 {
 type WriteSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       string                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"` // at most 64 KiB
-	Eof           bool                   `protobuf:"varint,3,opt,name=eof,proto3" json:"eof,omitempty"`  // nothing comes after it
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`    // at most 64 KiB
+	Eof           bool                   `protobuf:"varint,3,opt,name=eof,proto3" json:"eof,omitempty"`     // nothing comes after it
+	Enter         bool                   `protobuf:"varint,4,opt,name=enter,proto3" json:"enter,omitempty"` // data ends with what the enter key does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2050,6 +2059,13 @@ func (x *WriteSessionRequest) GetData() []byte {
 func (x *WriteSessionRequest) GetEof() bool {
 	if x != nil {
 		return x.Eof
+	}
+	return false
+}
+
+func (x *WriteSessionRequest) GetEnter() bool {
+	if x != nil {
+		return x.Enter
 	}
 	return false
 }
@@ -2327,21 +2343,23 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x15\n" +
 	"\x13ListSessionsRequest\"F\n" +
 	"\x14ListSessionsResponse\x12.\n" +
-	"\bsessions\x18\x01 \x03(\v2\x12.banger.v1.SessionR\bsessions\"\xb0\x01\n" +
+	"\bsessions\x18\x01 \x03(\v2\x12.banger.v1.SessionR\bsessions\"\xc6\x01\n" +
 	"\rSessionAttach\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x05R\x05bytes\x12\x14\n" +
 	"\x05lines\x18\x03 \x01(\x05R\x05lines\x12\x16\n" +
 	"\x06follow\x18\x04 \x01(\bR\x06follow\x12\x14\n" +
 	"\x05stdin\x18\x05 \x01(\bR\x05stdin\x12+\n" +
-	"\x04size\x18\x06 \x01(\v2\x17.banger.v1.TerminalSizeR\x04size\"b\n" +
+	"\x04size\x18\x06 \x01(\v2\x17.banger.v1.TerminalSizeR\x04size\x12\x14\n" +
+	"\x05quiet\x18\a \x01(\bR\x05quiet\"b\n" +
 	"\x0fSessionAttached\x12,\n" +
 	"\asession\x18\x01 \x01(\v2\x12.banger.v1.SessionR\asession\x12!\n" +
-	"\fstdin_window\x18\x02 \x01(\x03R\vstdinWindow\"U\n" +
+	"\fstdin_window\x18\x02 \x01(\x03R\vstdinWindow\"k\n" +
 	"\x13WriteSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
-	"\x03eof\x18\x03 \x01(\bR\x03eof\"\x16\n" +
+	"\x03eof\x18\x03 \x01(\bR\x03eof\x12\x14\n" +
+	"\x05enter\x18\x04 \x01(\bR\x05enter\"\x16\n" +
 	"\x14WriteSessionResponse\"a\n" +
 	"\x12StopSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x16\n" +
