@@ -6,13 +6,11 @@ import (
 	"strings"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
 
 	"banger/internal/client"
 	"banger/internal/fault"
 	"banger/internal/term"
-	"banger/internal/vm"
 	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -70,7 +68,9 @@ func runSessionList(ctx context.Context, args []string, d *Deps) error {
 		}
 	}
 	if len(args) == 0 {
-		d.noteSuspended(ctx, c)
+		if names := suspendedVMs(ctx, c); len(names) > 0 {
+			d.Term.Note("not asked, because suspended: %s", strings.Join(names, ", "))
+		}
 	}
 	return d.several(failures)
 }
@@ -86,19 +86,6 @@ func (d *Deps) sessionsOfOne(ctx context.Context, c *client.Client, ref string) 
 	defer sup.Close()
 	v.sessions, err = sup.Sessions(ctx)
 	return v, v.fault(err)
-}
-
-// noteSuspended says which VMs were not asked.
-func (d *Deps) noteSuspended(ctx context.Context, c *client.Client) {
-	resp, err := message(c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{States: []string{string(vm.Suspended)}})))
-	if err != nil || len(resp.GetVms()) == 0 {
-		return
-	}
-	var names []string
-	for _, m := range resp.GetVms() {
-		names = append(names, m.GetSpec().GetName())
-	}
-	d.Term.Note("not asked, because suspended: %s", strings.Join(names, ", "))
 }
 
 func sessionTable(all []vmSessions, now time.Time) term.Table {

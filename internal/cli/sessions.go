@@ -162,21 +162,29 @@ func (d *Deps) search(ctx context.Context, c *client.Client, ref string) (place,
 	if err != nil {
 		return place{}, err
 	}
-	var found []place
+	var exact, begin []place
 	var names, vms, failed []string
 	for _, v := range all {
 		vms = append(vms, v.name())
 		if v.err != nil {
 			failed = append(failed, v.name())
 		}
-		has := false
+		is, begins := false, false
 		for _, s := range v.sessions {
 			names = append(names, s.GetName())
-			has = has || s.GetId() == ref || s.GetName() == ref
+			is = is || s.GetId() == ref || s.GetName() == ref
+			begins = begins || strings.HasPrefix(s.GetName(), ref)
 		}
-		if has {
-			found = append(found, place{v.vm, v.socket, ref})
+		if is {
+			exact = append(exact, place{v.vm, v.socket, ref})
 		}
+		if begins {
+			begin = append(begin, place{v.vm, v.socket, ref})
+		}
+	}
+	found := exact
+	if len(exact) == 0 {
+		found = begin
 	}
 	switch {
 	case len(found) == 1:
@@ -186,18 +194,36 @@ func (d *Deps) search(ctx context.Context, c *client.Client, ref string) (place,
 		for _, p := range found {
 			in = append(in, p.name())
 		}
-		return place{}, fault.New(fault.Invalid, "several vms have a session %s: %s", ref, strings.Join(in, ", ")).
+		return place{}, fault.New(fault.Invalid, "session %q is ambiguous: these vms have one: %s", ref, strings.Join(in, ", ")).
 			WithHint("banger session attach %s %s", in[0], ref)
 	case slices.Contains(vms, ref):
 		return place{}, fault.New(fault.Invalid, "%s is a vm: name one of its sessions, too", ref).WithHint("banger session list %s", ref)
 	}
-	f := fault.New(fault.NotFound, "no vm that runs has a session %q", ref)
-	if near := nearest.Of(ref, names); near != "" {
+	f := fault.New(fault.NotFound, "no vm that runs has a session %q", ref).WithHint("banger session list")
+	near, suspended := nearest.Of(ref, names), suspendedVMs(ctx, c)
+	switch {
+	case near != "":
 		f.Message += ", did you mean " + near + "?"
-	} else if len(failed) > 0 {
-		f.Message += "; not asked because of a failure: " + strings.Join(failed, ", ")
+	case len(failed) > 0:
+		f.Message += "; these did not say what they have: " + strings.Join(failed, ", ")
+	case len(suspended) > 0:
+		f.Message += "; not asked, because suspended: " + strings.Join(suspended, ", ")
+		return place{}, f.WithHint("banger session list %s", suspended[0])
 	}
-	return place{}, f.WithHint("banger session list")
+	return place{}, f
+}
+
+// suspendedVMs are the names of the VMs that may have sessions but do not run.
+func suspendedVMs(ctx context.Context, c *client.Client) (names []string) {
+	resp, err := message(c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{States: []string{string(vm.Suspended)}})))
+	if err != nil {
+		return nil
+	}
+	for _, m := range resp.GetVms() {
+		names = append(names, m.GetSpec().GetName())
+	}
+	slices.SortFunc(names, compareNames)
+	return names
 }
 
 // withSession runs fn with the session that args name.

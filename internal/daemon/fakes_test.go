@@ -58,6 +58,7 @@ const (
 	neverListen = "FAKE=stone" // takes the lock and does not listen
 	fallsOver   = "FAKE=falls" // the guest's kernel panics soon after it became ready
 	busy        = "FAKE=busy"  // a session is open
+	working     = "FAKE=works" // a session runs in it, and nobody is connected
 	cannotGrow  = "FAKE=small" // GrowDisk fails
 	deafToIt    = "deaf"       // a name that no guest takes
 )
@@ -165,6 +166,9 @@ func (f *fake) live() vmdir.Exit {
 		s.Phase, s.VmmPid, s.Accelerator, s.ReadyAtMs = "ready", 4242, "tcg", time.Now().UnixMilli()
 		if asks(f.launch, busy) {
 			s.OpenSessions, s.LastActivityMs = 1, time.Now().UnixMilli()
+		}
+		if asks(f.launch, working) {
+			s.RunningSessions = 1
 		}
 	})
 	if asks(f.launch, endsItself) {

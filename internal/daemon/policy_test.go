@@ -16,6 +16,7 @@ func TestIdleVMsAreStopped(t *testing.T) {
 	h.run()
 	h.create("idle")
 	h.create("used", busy)
+	h.create("works", working)
 	h.wait(h.begin(&bangerv1.VMSpec{Name: "never", AutoStopMs: -1}, true))
 	// It has more time than the others: it must not be stopped before it is paused.
 	h.wait(h.begin(&bangerv1.VMSpec{Name: "paused", AutoStopMs: 4000}, true))
@@ -35,8 +36,10 @@ func TestIdleVMsAreStopped(t *testing.T) {
 	if v := h.get("used"); v.GetState() != "running" || v.GetOpenSessions() != 1 || v.GetLastActiveMs() == 0 {
 		t.Errorf("%v", v)
 	}
-	if v := h.get("never"); v.GetState() != "running" {
-		t.Errorf("%v", v)
+	for _, name := range []string{"never", "works"} {
+		if v := h.get(name); v.GetState() != "running" {
+			t.Errorf("%v", v)
+		}
 	}
 	// A pause is not idleness, and what goes on after one has its whole time.
 	if v := h.get("paused"); v.GetState() != "paused" {

@@ -309,7 +309,7 @@ func TestIdleVMsAreSuspended(t *testing.T) {
 	h.cfg.Settings.Defaults.AutoStop = 300 * time.Millisecond
 	h.cfg.Settings.Defaults.IdleAction = config.IdleSuspend
 	h.run()
-	h.create("idle")
+	h.create("idle", working) // what runs in it goes on after a suspend
 	h.create("stays", saveFails)
 	h.until("idle", "suspended")
 	if events := h.kinds("idle"); !slices.ContainsFunc(events, func(e string) bool {

@@ -128,8 +128,12 @@ func (s service) WriteSession(ctx context.Context, req *connect.Request[bangerv1
 		if err != nil {
 			return err
 		}
-		if session.Exited != nil {
+		switch {
+		case session.Exited != nil:
 			return s.hasEnded(session)
+		case !session.Stdin:
+			return fault.New(fault.Conflict, "session %s of vm %s takes no input: it was started without --stdin or --tty",
+				cmp.Or(session.Name, session.ID), s.launch.Name).WithHint("banger vm exec --detach --stdin %s -- COMMAND", s.launch.Name)
 		}
 		return c.WriteSession(ctx, agentwire.SessionWrite{ID: session.ID, Data: req.Msg.GetData(), Enter: req.Msg.GetEnter(), EOF: req.Msg.GetEof()})
 	})
@@ -149,7 +153,8 @@ func (s service) hasEnded(session agentwire.Session) error {
 func (s service) StopSession(ctx context.Context, req *connect.Request[bangerv1.StopSessionRequest]) (*connect.Response[bangerv1.Session], error) {
 	if name := req.Msg.GetSignal(); name != "" {
 		if _, err := agentwire.ParseSignal(name); err != nil {
-			return nil, err
+			return nil, fault.Wrap(fault.Invalid, err, "vm %s", s.launch.Name).
+				WithHint("banger session stop --signal INT %s %s", s.launch.Name, req.Msg.GetSession())
 		}
 	}
 	grace := time.Duration(req.Msg.GetGraceMs()) * time.Millisecond

@@ -74,8 +74,18 @@ func (f *fakeExec) Exec(ctx context.Context, stream *connect.BidiStream[bangerv1
 	return f.exec(ctx, stream)
 }
 
-// supervisor serves f and returns a client of it.
+// start serves f and returns a client of it.
 func (f *fakeExec) start(t *testing.T) *Client {
+	t.Helper()
+	return New(serve(t, "/", func() http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle(bangerv1connect.NewSupervisorServiceHandler(f, connect.WithInterceptors(rpc.Faults(slog.New(slog.DiscardHandler)))))
+		return mux
+	}()))
+}
+
+// serve serves h at pattern and returns the socket.
+func serve(t *testing.T, pattern string, h http.Handler) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "bv") // t.TempDir is too long for a socket
 	if err != nil {
@@ -88,7 +98,7 @@ func (f *fakeExec) start(t *testing.T) *Client {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(bangerv1connect.NewSupervisorServiceHandler(f, connect.WithInterceptors(rpc.Faults(slog.New(slog.DiscardHandler)))))
+	mux.Handle(pattern, h)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { // ends with ctx
@@ -99,7 +109,7 @@ func (f *fakeExec) start(t *testing.T) *Client {
 		cancel()
 		<-done
 	})
-	return New(path)
+	return path
 }
 
 func started(window int64) *bangerv1.ExecResponse {
