@@ -208,7 +208,7 @@ func (f *fake) get() (*bangerv1.SupervisorStatus, chan struct{}) {
 		VmId: s.VmId, Phase: s.Phase, SupervisorPid: s.SupervisorPid, VmmPid: s.VmmPid, StartedAtMs: s.StartedAtMs,
 		FromTemplate: s.FromTemplate, TemplateFault: s.TemplateFault,
 		Accelerator: s.Accelerator, Fault: s.Fault, Exit: s.Exit, ReadyAtMs: s.ReadyAtMs, OpenSessions: s.OpenSessions,
-		LastActivityMs: s.LastActivityMs,
+		LastActivityMs: s.LastActivityMs, RunningSessions: s.RunningSessions,
 	}, f.changed
 }
 

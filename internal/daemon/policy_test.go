@@ -38,7 +38,7 @@ func TestIdleVMsAreStopped(t *testing.T) {
 	}
 	for _, name := range []string{"never", "works"} {
 		if v := h.get(name); v.GetState() != "running" {
-			t.Errorf("%v", v)
+			t.Errorf("%v, %q", v, h.kinds(name))
 		}
 	}
 	// A pause is not idleness, and what goes on after one has its whole time.
