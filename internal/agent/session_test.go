@@ -235,9 +235,11 @@ func TestSessionThatDoesNotRead(t *testing.T) {
 	if err := <-wrote; err == nil || time.Since(began) > 2*time.Second {
 		t.Errorf("%v after %s", err, time.Since(began))
 	}
-	err := c.WriteSession(t.Context(), agentwire.SessionWrite{ID: s.ID, Data: make([]byte, agentwire.MaxSessionWrite)})
-	if err == nil {
-		err = c.WriteSession(t.Context(), agentwire.SessionWrite{ID: s.ID, Data: make([]byte, agentwire.MaxSessionWrite)})
+	var err error
+	for range 8 { // there is room for some
+		if err = c.WriteSession(t.Context(), agentwire.SessionWrite{ID: s.ID, Data: make([]byte, agentwire.MaxSessionWrite)}); err != nil {
+			break
+		}
 	}
 	if !fault.Is(err, fault.Timeout) {
 		t.Errorf("%v", err)
