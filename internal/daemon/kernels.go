@@ -2,10 +2,12 @@ package daemon
 
 import (
 	"context"
+	"strings"
 
 	"connectrpc.com/connect"
 
 	"banger/internal/daemon/library"
+	"banger/internal/fault"
 	"banger/internal/operation"
 	"banger/internal/progress"
 	"banger/internal/store"
@@ -84,8 +86,38 @@ func importKernel(ctx context.Context, p *parts, i library.Import, claim *librar
 
 // Remove implements the RPC.
 func (s *kernelService) Remove(ctx context.Context, req *connect.Request[bangerv1.RemoveKernelRequest]) (*connect.Response[bangerv1.RemoveKernelResponse], error) {
+	if err := s.checkUnneeded(ctx, req.Msg.GetRef()); err != nil {
+		return nil, err
+	}
 	gone, err := s.lib.Remove(ctx, req.Msg.GetRef())
 	return connect.NewResponse(&bangerv1.RemoveKernelResponse{Name: gone.Name, Digest: gone.Digest, FreedBytes: gone.Freed}), err
+}
+
+// checkUnneeded refuses the removal of a kernel that images name and that cannot be pulled again: VMs of those would not
+// start any more.
+func (s *kernelService) checkUnneeded(ctx context.Context, ref string) error {
+	found, err := s.lib.Lookup(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if _, err := s.lib.Source().Find(ctx, found.Ref()); !fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	images, err := s.parts.images.List(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, e := range images {
+		if e.Kernel != "" && (e.Kernel == found.Name || e.Kernel == found.Digest) {
+			names = append(names, e.Ref())
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return fault.New(fault.Conflict, "kernel %s is the one of image %s", found.Ref(), strings.Join(names, ", ")).
+		WithHint("banger image rm %s", strings.Join(names, " "))
 }
 
 // kernelProto is a kernel on the wire.

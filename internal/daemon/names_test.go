@@ -242,6 +242,39 @@ func TestPruneImages(t *testing.T) {
 	h.inOrder()
 }
 
+// What was not shown to somebody is not removed because of what was.
+func TestPruneTakesOnlyWhatWasAgreedTo(t *testing.T) {
+	h := newHost(t)
+	h.run()
+	h.must(h.registerTar("base"))
+	prune := func(req *bangerv1.PruneImagesRequest) (images []string) {
+		t.Helper()
+		resp, err := h.imgs.Prune(t.Context(), connect.NewRequest(req))
+		h.must(err)
+		for _, p := range resp.Msg.GetPruned() {
+			if p.GetKind() == "image" {
+				images = append(images, p.GetDigest())
+			} else if p.GetDigest() != "" {
+				t.Errorf("%v", p)
+			}
+		}
+		return images
+	}
+	shown := prune(&bangerv1.PruneImagesRequest{All: true, DryRun: true})
+	if len(shown) != 1 || !strings.HasPrefix(shown[0], "sha256:") {
+		t.Fatalf("shown: %v", shown)
+	}
+	h.must(h.registerTar("late")) // while the question is on the screen
+	if got := prune(&bangerv1.PruneImagesRequest{All: true, Only: true}); len(got) > 0 {
+		t.Errorf("of none: %v", got)
+	}
+	if diff := cmp.Diff(shown, prune(&bangerv1.PruneImagesRequest{All: true, Only: true, Digests: shown})); diff != "" {
+		t.Error(diff)
+	}
+	h.wantNames("late")
+	h.inOrder()
+}
+
 func TestKernels(t *testing.T) {
 	h := newHost(t)
 	h.run()
@@ -281,6 +314,14 @@ func TestKernels(t *testing.T) {
 	if _, err := remove("linux"); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "vm dev") {
 		t.Errorf("%v", err)
 	}
+	h.must(os.WriteFile(filepath.Join(h.outside(), "root.tar"), tarOf("etc/", "etc/hostname", "x"), 0o600))
+	h.must(h.tryRegister(&bangerv1.RegisterImageRequest{Name: "base", Rootfs: filepath.Join(h.outside(), "root.tar"), Kernel: "mine"}))
+	if _, err := remove("mine"); !fault.Is(err, fault.Conflict) || err.Error() != "kernel mine is the one of image base" ||
+		fault.HintOf(err) != "banger image rm base" {
+		t.Errorf("%v", err)
+	}
+	_, err := h.imgs.Remove(t.Context(), connect.NewRequest(&bangerv1.RemoveImageRequest{Ref: "base"}))
+	h.must(err)
 	if gone, err := remove("mine"); err != nil || gone.GetName() != "mine" || gone.GetDigest() == "" || gone.GetFreedBytes() == 0 {
 		t.Errorf("%v, %v", gone, err)
 	}

@@ -88,7 +88,8 @@ func refine(in *input, w io.Writer) (int, error) {
 			continue
 		}
 		if entries++; entries > in.most {
-			return entries, fault.New(fault.Invalid, "tar stream has more than %d entries", in.most)
+			return entries, fault.New(fault.Invalid, "tar stream has more than %d entries", in.most).
+				WithHint("banger config set limits.image_entries %d", min(2*in.most, maxEntries))
 		}
 		refined, err := entry(hdr)
 		if err == nil {

@@ -122,6 +122,23 @@ func TestHeadAndTail(t *testing.T) {
 }
 
 // A blob that a power cut has damaged is found out while it is read, and is gone then.
+func TestBound(t *testing.T) {
+	b := &bound{limit: 3 << 20}
+	for _, n := range []int{1 << 20, 1 << 20, 1 << 20, 0} { // all that is allowed
+		if _, err := b.Write(make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := b.Write([]byte("x"))
+	if !fault.Is(err, fault.Exhausted) || err.Error() != "the guest's files are more than the 3M that an image may hold" ||
+		fault.HintOf(err) != "banger config set limits.image_size 1G" {
+		t.Errorf("%v, hint %q", err, fault.HintOf(err))
+	}
+	if n, err := new(bound).Write(make([]byte, 1<<20)); n != 1<<20 || err != nil {
+		t.Errorf("no limit: %d, %v", n, err)
+	}
+}
+
 func TestDamagedBlob(t *testing.T) {
 	store := blob.Open(filepath.Join(t.TempDir(), "blobs"))
 	w, err := store.Create()

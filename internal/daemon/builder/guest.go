@@ -12,6 +12,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/image/source"
+	"banger/internal/vm"
 	"banger/internal/vmclient"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -42,7 +43,7 @@ func (b *Builder) tool(ctx context.Context, socket, tool string, passed func(n i
 	said, begin := &tail{}, &head{}
 	code, err := exec(ctx, socket, vmclient.Exec{
 		Start:  &bangerv1.ExecStart{Tool: tool},
-		Stdout: io.MultiWriter(&bound{left: b.cfg.Limits.Size}, zw, plain, begin, counter(passed)), Stderr: said,
+		Stdout: io.MultiWriter(&bound{limit: b.cfg.Limits.Size}, zw, plain, begin, counter(passed)), Stderr: said,
 	})
 	if err != nil {
 		return source.Layer{}, fault.Context(err, "%s of the guest's files", tool)
@@ -64,18 +65,17 @@ func (b *Builder) tool(ctx context.Context, socket, tool string, passed func(n i
 	return out, b.at(ctx, StepLayer)
 }
 
-// bound fails when a guest writes more than an image may hold. The zero value has no limit.
-type bound struct{ left int64 }
+// bound fails when a guest writes more than an image may hold.
+type bound struct {
+	limit   int64 // 0: none
+	written int64
+}
 
-// Write counts down.
+// Write counts.
 func (b *bound) Write(p []byte) (int, error) {
-	if b.left == 0 {
-		return len(p), nil
-	}
-	if b.left -= int64(len(p)); b.left <= 0 {
-		b.left = -1
-		return 0, fault.New(fault.Exhausted, "the guest's files are more than an image may hold").
-			WithHint("banger config set limits.image_size 128G")
+	if b.written += int64(len(p)); b.limit > 0 && b.written > b.limit {
+		return 0, fault.New(fault.Exhausted, "the guest's files are more than the %s that an image may hold", vm.FormatSize(uint64(b.limit))).
+			WithHint("banger config set limits.image_size %dG", 2*(b.limit>>30)+1)
 	}
 	return len(p), nil
 }

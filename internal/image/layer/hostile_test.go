@@ -112,6 +112,11 @@ func TestHostileLayers(t *testing.T) {
 			lowest := bytesBlob("", pack(t, reg("low", "")))
 			verify := func(how string, err error) {
 				t.Helper()
+				if hint := fault.HintOf(err); (tc.limits.Size > 0) != (hint == "banger config set limits.image_size 1G") && tc.limits.Entries == 0 && name != "sparse bomb" {
+					t.Errorf("%s: hint %q", how, hint)
+				} else if tc.limits.Entries > 0 && hint != "banger config set limits.image_entries 100" {
+					t.Errorf("%s: hint %q", how, hint)
+				}
 				if !fault.Is(err, tc.class) {
 					t.Errorf("%s: err = %v (%s), want class %s", how, err, fault.ClassOf(err), tc.class)
 				}

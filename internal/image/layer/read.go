@@ -169,7 +169,8 @@ func (j *job) entry(ctx context.Context, hdr *tar.Header, contents io.Reader, ea
 		return err
 	}
 	if j.entries.Add(1) > int64(j.opt.Limits.Entries) {
-		return fault.New(fault.Exhausted, "the layers have more than %d entries", j.opt.Limits.Entries)
+		return fault.New(fault.Exhausted, "the layers have more than %d entries", j.opt.Limits.Entries).
+			WithHint("banger config set limits.image_entries %d", min(2*j.opt.Limits.Entries, defaultEntries))
 	}
 	if hdr.Size < 0 || hdr.Size > j.opt.Limits.Size || j.files.Add(hdr.Size) > j.opt.Limits.Size {
 		return j.tooLarge()
@@ -190,8 +191,8 @@ func (j *job) remember(n int64) error {
 }
 
 func (j *job) tooLarge() error {
-	return fault.New(fault.Exhausted, "the layers hold more than %s, uncompressed",
-		vm.FormatSize(uint64(j.opt.Limits.Size)))
+	return fault.New(fault.Exhausted, "the layers hold more than %s, uncompressed", vm.FormatSize(uint64(j.opt.Limits.Size))).
+		WithHint("banger config set limits.image_size %dG", 2*(j.opt.Limits.Size>>30)+1)
 }
 
 // decompress writes the tar stream of a blob to w.
