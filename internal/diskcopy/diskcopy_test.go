@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -70,5 +71,27 @@ func TestCopyFailuresLeaveNothing(t *testing.T) {
 		if text, err := os.ReadFile(dst); err != nil || len(text) == 0 {
 			t.Errorf("a file that was there is gone: %q, %v", text, err)
 		}
+	}
+}
+
+// A source that gets shorter while it is copied is an error, and not a copy without end.
+func TestCopyOfAFileThatShrinks(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	if err := os.WriteFile(src, bytes.Repeat([]byte("x"), 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.Create(filepath.Join(dir, "dst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if n, err := piece(in, out, 4096, 4096); n != 0 || !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("behind the end: %d, %v", n, err)
 	}
 }

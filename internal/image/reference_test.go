@@ -46,7 +46,7 @@ func TestResolve(t *testing.T) {
 		"bundle:/srv/Dev_1.2.tar.zst":              "dev_1.2 bundle:/srv/Dev_1.2.tar.zst",
 		"/srv/dev.tar.zst":                         "dev bundle:/srv/dev.tar.zst",
 		"/srv/--.tar.zst":                          "image bundle:/srv/--.tar.zst",
-		"https://h/d/dev.tar.zst?x=1":              "dev bundle:https://h/d/dev.tar.zst?x=1",
+		"https://h/d/dev.tar.zst?x=1":              "dev bundle:https://h/d/dev.tar.zst?...",
 		"bundle:http://h/dev":                      "dev bundle:http://h/dev",
 	} {
 		e, err := Resolve(ref)

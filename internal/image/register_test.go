@@ -76,6 +76,36 @@ func TestRegisterConvertsATarFile(t *testing.T) {
 	}
 }
 
+// The same file with another kernel or configuration is another image: who registers it again means that.
+func TestRegisterTellsImagesOfOneFileApart(t *testing.T) {
+	tarFile := filepath.Join(t.TempDir(), "root.tar")
+	if err := os.WriteFile(tarFile, tree(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, path := range map[string]string{"file system": makeExt4(t), "tar": tarFile} {
+		t.Run(name, func(t *testing.T) {
+			seen := map[string]string{}
+			for what, r := range map[string]Registration{
+				"plain": {Kernel: "k"}, "kernel": {Kernel: "k2"}, "config": {Kernel: "k", Config: source.Config{User: "me"}},
+			} {
+				r.Staging, r.Name, r.Rootfs = t.TempDir(), "mine", path
+				_, m, err := Register(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, again, err := Register(t.Context(), r)
+				if err != nil || again.Digest != m.Digest {
+					t.Errorf("%s: %s is not %s, %v", what, again.Digest, m.Digest, err)
+				}
+				if other := seen[m.Digest]; other != "" {
+					t.Errorf("%s is the same image as %s", what, other)
+				}
+				seen[m.Digest] = what
+			}
+		})
+	}
+}
+
 func TestRegisterRefuses(t *testing.T) {
 	spoiled := func(at int64, data string) string {
 		path := makeExt4(t)

@@ -28,7 +28,7 @@ func Identity(c source.Config, arch string, layers []source.Layer) string {
 // give to RemoveStaged, and what it holds. m is what the manifest begins with (Name, Source, Arch, Kernel); what the tree
 // says goes over it. The tree's stream is read to its end and closed. On failure nothing is left.
 //
-// The image is identified by Tree.Digest; without one by the digest of the stream.
+// The image is identified by Tree.Digest; without one by the stream, the configuration and the kernel.
 func FromTree(ctx context.Context, staging string, m Manifest, tree source.Tree) (dir string, _ Manifest, err error) {
 	dir, err = os.MkdirTemp(staging, "image-*")
 	if err != nil {
@@ -78,7 +78,7 @@ func (m *Manifest) make(ctx context.Context, tree source.Tree, dir string) error
 	}
 	m.Size, m.Used, m.Tar, m.Entries = ext4.DefaultSize, res.Used, res.Read, res.Entries
 	if m.Digest = tree.Digest; m.Digest == "" {
-		m.Digest = res.Digest
+		m.Digest = source.Identity(source.ConfigDigest(m.Config, m.Arch), []string{res.Digest, "kernel:" + m.Kernel})
 	}
 	return nil
 }

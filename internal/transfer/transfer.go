@@ -103,9 +103,13 @@ func CheckURL(text string) error {
 // Redact returns a URL for people: without credentials and without its query, which often is one.
 func Redact(text string) string {
 	u, err := url.Parse(text)
-	if err != nil { // a password may be why
-		if i := strings.LastIndexByte(text, '@'); i >= 0 {
-			text = "..." + text[i:]
+	if err != nil { // a password may be why: nothing is shown of which it is not sure that it is none
+		at, query := strings.LastIndexByte(text, '@'), strings.IndexByte(text, '?')
+		if query >= 0 && query < at {
+			return "..."
+		}
+		if at >= 0 {
+			text = "..." + text[at:]
 		}
 		text, _, _ = strings.Cut(text, "?")
 		if len(text) > 40 {

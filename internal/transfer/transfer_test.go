@@ -311,6 +311,21 @@ func TestNoPasswordInMessages(t *testing.T) {
 	}
 }
 
+func TestRedact(t *testing.T) {
+	for in, want := range map[string]string{
+		"http://me:secret@h:80/f?token=secret":     "http://h:80/f?...",
+		"https://h/a/b.tar.zst#part":               "https://h/a/b.tar.zst",
+		"http://me:sec ret%zz@h/f?token=secret":    "...@h/f", // these cannot be parsed
+		"http://me:se?cret@h:port/f":               "...",
+		"http://me:secret@x@h:port/f?y@z=secret":   "...",
+		"http://h:port/" + strings.Repeat("f", 60): "http://h:port/" + strings.Repeat("f", 26) + "...",
+	} {
+		if got := Redact(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestCheckURL(t *testing.T) {
 	for _, good := range []string{"http://h/f", "https://u:p@h:8443/a/b.tar.zst?x=y", "http://[::1]:80/f"} {
 		if err := CheckURL(good); err != nil {

@@ -85,7 +85,7 @@ func readInitrd(kernelDir string, m kernel.Manifest) ([]byte, error) {
 func damaged(err error, m kernel.Manifest) error {
 	f := fault.Wrap(fault.Conflict, err, "kernel %s is damaged", m.Name)
 	if m.Origin == kernel.OriginImport {
-		return f.WithHint("banger kernel import --help   # %s is to be imported again", m.Name)
+		return f.WithHint("banger kernel import --force ... %s %s   # as it was imported", m.Name, m.Source)
 	}
 	return f.WithHint("banger kernel pull %s", m.Name)
 }

@@ -163,7 +163,8 @@ func TestEnsureKeepsDifferentInputsApart(t *testing.T) {
 	}
 }
 
-// A kernel's own RAM disk comes first, filled up to where Linux looks for the next archive.
+// A kernel's own RAM disk comes first, then the four zeros by which Linux finds the end of an LZ4 stream, filled up to
+// where it looks for the next archive.
 func TestEnsurePutsTheKernelsOwnFirst(t *testing.T) {
 	dir, m := kernelDir(t)
 	m.Initrd, m.Digest = true, "sha256:56"
@@ -175,7 +176,7 @@ func TestEnsurePutsTheKernelsOwnFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(path)
-	if want := append([]byte("users\x00\x00\x00"), Build([]byte("agent"), modules())...); err != nil || !bytes.Equal(data, want) {
+	if want := append([]byte("users\x00\x00\x00\x00\x00\x00\x00"), Build([]byte("agent"), modules())...); err != nil || !bytes.Equal(data, want) {
 		t.Errorf("%d bytes, %v, want %d", len(data), err, len(want))
 	}
 }
@@ -184,7 +185,7 @@ func TestEnsureWithoutTheKernelsOwn(t *testing.T) {
 	dir, m := kernelDir(t)
 	m.Initrd, m.Origin, m.Source = true, kernel.OriginImport, "/boot/vmlinuz"
 	_, err := Ensure(t.TempDir(), dir, m, []byte("agent"))
-	if !fault.Is(err, fault.Conflict) || fault.HintOf(err) != "banger kernel import --force k /boot/vmlinuz" {
+	if !fault.Is(err, fault.Conflict) || fault.HintOf(err) != "banger kernel import --force ... k /boot/vmlinuz   # as it was imported" {
 		t.Errorf("error %v, hint %q", err, fault.HintOf(err))
 	}
 }
