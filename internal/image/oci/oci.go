@@ -47,6 +47,7 @@ type Options struct {
 	Backoff  []time.Duration // how long to wait before trying again, one for each time; nil: about 8 s altogether
 
 	flatten flattener // of tests
+	certs   []string  // directories of certificates; nil: certDirs
 }
 
 // withDefaults fills in what is not set.
@@ -62,6 +63,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Backoff == nil {
 		o.Backoff = []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
+	}
+	if o.certs == nil {
+		o.certs = certDirs()
 	}
 	if o.flatten == nil {
 		o.flatten = layer.Flatten

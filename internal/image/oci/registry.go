@@ -66,7 +66,11 @@ type session struct {
 
 // open logs in to a repository.
 func (r *Registry) open(ctx context.Context, repo name.Repository, scopes []string) (*session, error) {
-	s := &session{opt: r.opt, repo: repo, base: r.http}
+	base, err := certified(r.http, repo.RegistryStr(), r.opt.certs)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{opt: r.opt, repo: repo, base: base}
 	auth, err := authn.Resolve(ctx, r.opt.Keychain, repo)
 	if err != nil {
 		return nil, cause(ctx, err)
@@ -74,7 +78,7 @@ func (r *Registry) open(ctx context.Context, repo name.Repository, scopes []stri
 	s.login = auth != authn.Anonymous
 	chain := scheme{
 		plain: mayBePlain(repo.RegistryStr(), r.opt.Insecure),
-		next:  retrier{backoff: r.opt.Backoff, next: staller{after: r.opt.Stall, next: r.http}},
+		next:  retrier{backoff: r.opt.Backoff, next: staller{after: r.opt.Stall, next: base}},
 	}
 	wrapped, err := transport.NewWithContext(ctx, repo.Registry, auth, chain, scopes)
 	if err != nil {
