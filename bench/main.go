@@ -26,7 +26,7 @@ import (
 func main() {
 	banger := flag.String("banger", "bin/banger", "the binary to measure")
 	out := flag.String("out", "bench/out", "directory for the JSON")
-	n := flag.Int("n", 7, "cold starts (the other figures scale with it)")
+	n := flag.Int("n", 20, "warm starts (the other figures scale with it)")
 	only := flag.String("only", "", "run only the measurements whose name has this in it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -47,6 +47,7 @@ type report struct {
 
 type host struct {
 	CPUs        int    `json:"cpus"`
+	Load        string `json:"load"` // of the last minute, before the bench
 	Accelerator string `json:"accelerator"`
 	Version     string `json:"banger"`
 }
@@ -64,12 +65,13 @@ func run(ctx context.Context, banger, out, only string, n int) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{banger: path, only: only, report: report{At: time.Now(), Host: host{CPUs: runtime.NumCPU()}}}
+	b := &bench{banger: path, only: only, report: report{At: time.Now(), Host: host{CPUs: runtime.NumCPU(), Load: load()}}}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
 	defer b.cleanUp()
-	for _, step := range []func(context.Context, int) error{b.coldStart, b.execRoundTrip, b.cliStart, b.tenAtOnce, b.pull} {
+	for _, step := range []func(context.Context, int) error{b.warmStart, b.crowds, b.suspended,
+		b.forked, b.snapshots, b.costs, b.coldStart, b.execRoundTrip, b.cliStart, b.tenAtOnce, b.pull, b.pooled} {
 		if err := step(ctx, n); err != nil {
 			return err
 		}
@@ -87,6 +89,13 @@ func run(ctx context.Context, banger, out, only string, n int) error {
 	return atomicfile.Write(file, append(data, '\n'), 0o644)
 }
 
+// load is how busy the host was before: figures of a busy one are worth little.
+func load() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
+}
+
 // command runs banger and returns its standard output. A failure carries its standard error.
 func (b *bench) command(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, b.banger, args...)
@@ -102,8 +111,8 @@ func (b *bench) command(ctx context.Context, args ...string) (string, error) {
 }
 
 func (r report) print(w io.Writer) {
-	fmt.Fprintf(w, "banger %s, %d cpus, %s\n\n", r.Host.Version, r.Host.CPUs, r.Host.Accelerator)
-	fmt.Fprintf(w, "%-34s %5s %10s %10s %10s %10s\n", "ms", "n", "min", "p50", "p99", "max")
+	fmt.Fprintf(w, "banger %s, %d cpus, load %s, %s\n\n", r.Host.Version, r.Host.CPUs, r.Host.Load, r.Host.Accelerator)
+	fmt.Fprintf(w, "%-34s %5s %10s %10s %10s %10s\n", "milliseconds", "n", "min", "p50", "p99", "max")
 	for _, s := range r.Series {
 		fmt.Fprintf(w, "%-34s %5d %10.1f %10.1f %10.1f %10.1f\n", s.Name, len(s.Millis), s.Min, s.P50, s.P99, s.Max)
 	}

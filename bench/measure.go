@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"math"
 	"os"
@@ -23,6 +22,7 @@ import (
 // series is one thing measured several times.
 type series struct {
 	Name   string    `json:"name"`
+	Unit   string    `json:"unit,omitempty"` // milliseconds unless it says something else
 	Millis []float64 `json:"millis"`
 	Min    float64   `json:"min"`
 	P50    float64   `json:"p50"`
@@ -44,6 +44,7 @@ type bench struct {
 	work   string            // temporary directory, short: sockets are in it
 	driver hypervisor.Driver // the same that banger uses
 	spec   hypervisor.Spec   // a real VM's, taken from its directory
+	launch vmdir.Launch      // of one that was started from a template
 	report report
 }
 
@@ -62,20 +63,16 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	if _, err := b.command(ctx, "vm", "run", "--detach", "--name", benchVM); err != nil {
 		return err
 	}
-	text, err := b.command(ctx, "vm", "show", "--format", "json", benchVM)
+	shown, err := b.show(ctx, benchVM)
 	if err != nil {
 		return err
-	}
-	var shown struct{ Dir, Accelerator string }
-	if err := json.Unmarshal([]byte(text), &shown); err != nil {
-		return fmt.Errorf("vm show: %w", err)
 	}
 	launch, err := vmdir.Dir(shown.Dir).ReadLaunch()
 	if err != nil {
 		return err
 	}
 	b.spec, b.report.Host.Accelerator = launch.Machine, shown.Accelerator
-	b.driver = qemu.New(qemu.Options{})
+	b.driver = qemu.New(qemu.Options{CacheDir: launch.Paths.Cache}) // the template was made with the counter's rate that is there
 	return nil
 }
 
@@ -159,6 +156,7 @@ func (b *bench) coldStart(ctx context.Context, n int) error {
 	if !b.wanted("cold start") {
 		return nil
 	}
+	n = min(n, 7) // warm starts are paired with cold ones once more
 	floor, cold := &series{Name: "raw floor: QEMU to agent"}, &series{Name: "vm run --rm -- true, cold"}
 	for i := range n {
 		var stop func()
@@ -168,8 +166,7 @@ func (b *bench) coldStart(ctx context.Context, n int) error {
 		}
 		stop()
 		two, err := b.time(cold.Name, 1, func() error {
-			_, err := b.command(ctx, "vm", "run", "--rm", "--", "true")
-			return err
+			return b.runTrue(ctx, "--cold")
 		})
 		if err != nil {
 			return err
@@ -185,7 +182,7 @@ func (b *bench) execRoundTrip(ctx context.Context, n int) error {
 	if !b.wanted("exec") {
 		return nil
 	}
-	s, err := b.time("vm exec NAME -- true", 10*n, func() error {
+	s, err := b.time("vm exec NAME -- true", 5*n, func() error {
 		_, err := b.command(ctx, "vm", "exec", benchVM, "--", "true")
 		return err
 	})
@@ -209,7 +206,7 @@ func (b *bench) cliStart(ctx context.Context, n int) error {
 		if !b.wanted(c.name) {
 			continue
 		}
-		s, err := b.time(c.name, 10*n, func() error { _, err := b.command(ctx, c.args...); return err })
+		s, err := b.time(c.name, 5*n, func() error { _, err := b.command(ctx, c.args...); return err })
 		if err != nil {
 			return err
 		}
@@ -226,7 +223,7 @@ func (b *bench) tenAtOnce(ctx context.Context, n int) error {
 	if !b.wanted("ten at once") {
 		return nil
 	}
-	rounds := max(1, n/3)
+	rounds := max(1, min(n, 6)/3)
 	floor, all := &series{Name: "ten raw QEMUs at once"}, &series{Name: "ten vm create --start at once"}
 	for range rounds {
 		stops := make([]func(), crowd)

@@ -73,7 +73,7 @@ func (b *bench) pull(ctx context.Context, n int) error {
 	if _, err := p.command(ctx, "image", "list"); err != nil { // starts the daemon
 		return err
 	}
-	if err := p.times(ctx, max(n, 5)); err != nil {
+	if err := p.times(ctx, max(min(n, 7), 5)); err != nil {
 		return err
 	}
 	if err := p.memory(ctx); err != nil {
