@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -216,9 +217,14 @@ func (d *Deps) watchOpLog(ctx context.Context, c *client.Client, id string) (*ba
 
 // made is the name of what an operation has made.
 func made(ctx context.Context, c *client.Client, op *bangerv1.Operation) string {
-	if op.GetKind() == "vm.create" {
+	switch op.GetKind() {
+	case "vm.create":
 		if m, err := message(c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: op.GetResultId()}))); err == nil {
 			return m.GetSpec().GetName()
+		}
+	case "vm.fork":
+		if all, err := clonesOf(ctx, c, op); err == nil {
+			return strings.Join(namesOf(all), " ")
 		}
 	}
 	return op.GetResultId()

@@ -17,6 +17,7 @@ import (
 type policyFlags struct {
 	labels               []string
 	description, restart string
+	noFork               string
 	autoStop             time.Duration
 }
 
@@ -25,12 +26,14 @@ func (f *policyFlags) add(cmd *cobra.Command, labelHelp string, labels cobra.Com
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, labelHelp)
 	flags.StringVar(&f.description, "description", "", "what it is for, in a line")
 	flags.StringVar(&f.restart, "restart", "", "when it ends by itself: no, on-failure, or always (also when the host has booted)")
+	flags.StringVar(&f.noFork, "no-fork", "", "refuse to fork it, for this reason, such as secrets; \"\": allow it")
 	flags.DurationVar(&f.autoStop, "auto-stop", 0, "stop it when nobody has used it for so long, such as 30m; 0: never")
 	complete(cmd, "label", labels)
 	complete(cmd, "restart", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return restartPolicies(), cobra.ShellCompDirectiveNoFileComp
 	})
 	complete(cmd, "description", cobra.NoFileCompletions)
+	complete(cmd, "no-fork", cobra.NoFileCompletions)
 	complete(cmd, "auto-stop", cobra.NoFileCompletions)
 }
 

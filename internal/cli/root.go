@@ -53,7 +53,8 @@ func newRoot(d *Deps) *cobra.Command {
 func newVM(d *Deps) *cobra.Command {
 	cmd := group("vm", "Make, use and remove virtual machines", "Make, use and remove virtual machines.")
 	cmd.Example = "  banger vm run --name dev\n  banger vm exec dev -- make test\n  banger vm rm --force dev"
-	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRestart(d), newPause(d), newUnpause(d), newSuspend(d), newResume(d), newSnapshotVM(d), newRestore(d), newRewind(d),
+	cmd.AddCommand(newRun(d), newCreate(d), newStart(d), newStop(d), newKill(d), newRestart(d), newPause(d), newUnpause(d), newSuspend(d), newResume(d), newFork(d),
+		newSnapshotVM(d), newRestore(d), newRewind(d),
 		newRemove(d), newList(d, "list"), newShow(d), newSet(d), newRename(d), newReset(d), newWait(d), newStats(d), newPorts(d),
 		newLogs(d), newExec(d), newSSH(d))
 	return cmd

@@ -88,6 +88,7 @@ func (f *specFlags) spec(cmd *cobra.Command, d *Deps) (*bangerv1.VMSpec, error) 
 		return nil, err
 	}
 	s.Labels, s.Description, s.Restart, s.AutoStopMs = labels.set, f.policy.description, f.policy.restart, f.policy.autoStop.Milliseconds()
+	s.NoFork = f.policy.noFork
 	if given("auto-stop") && f.policy.autoStop == 0 { // never, whatever the configuration says
 		s.AutoStopMs = -1
 	}

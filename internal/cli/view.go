@@ -47,6 +47,23 @@ type vmView struct {
 	Pending       []string          `json:"pending,omitempty"` // settings that take effect at the next start
 	FromTemplate  string            `json:"from_template,omitempty"`
 	TemplateFault string            `json:"template_fault,omitempty"`
+	NoFork        string            `json:"no_fork,omitempty"`
+	ForkedFrom    *originView       `json:"forked_from,omitempty"`
+}
+
+// originView is the VM that another one was forked from, as it was then.
+type originView struct {
+	ID      string     `json:"id"`
+	Name    string     `json:"name"`
+	At      *time.Time `json:"at,omitempty"`
+	StillUS int64      `json:"still_us,omitempty"` // for how long it stood still
+}
+
+func viewOrigin(o *bangerv1.VMOrigin) *originView {
+	if o == nil {
+		return nil
+	}
+	return &originView{ID: o.GetId(), Name: o.GetName(), At: at(o.GetAtMs()), StillUS: o.GetStillUs()}
 }
 
 func viewVM(m *bangerv1.VM, now time.Time) vmView {
@@ -63,6 +80,7 @@ func viewVM(m *bangerv1.VM, now time.Time) vmView {
 		Description: s.GetDescription(), Restart: s.GetRestart(), Restarts: m.GetRestarts(), AutoStop: float64(s.GetAutoStopMs()) / 1000,
 		LastActiveAt: at(m.GetLastActiveMs()), OpenSessions: m.GetOpenSessions(), Pending: m.GetPending(),
 		FromTemplate: m.GetFromTemplate(), TemplateFault: m.GetTemplateFault(),
+		NoFork: s.GetNoFork(), ForkedFrom: viewOrigin(m.GetForkedFrom()),
 	}
 }
 

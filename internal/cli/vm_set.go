@@ -90,6 +90,9 @@ func (f *setFlags) request(cmd *cobra.Command, ref string) (*bangerv1.SetVMReque
 	if given("description") {
 		req.Description = &f.policy.description
 	}
+	if given("no-fork") {
+		req.NoFork = &f.policy.noFork
+	}
 	req.SetLabels, req.RemoveLabels = policy.set, policy.remove
 	if cmd.Flags().NFlag() == 0 {
 		return nil, fault.New(fault.Invalid, "%s: nothing to change is given", cmd.CommandPath()).WithHint("%s --help", cmd.CommandPath())

@@ -84,6 +84,8 @@ func vmPairs(m *bangerv1.VM, now time.Time) [][2]string {
 		{"vmm", joinNonEmpty(m.GetVmm(), m.GetAccelerator())},
 		{"started from", startedFrom(m)},
 		{"templates", m.GetTemplateFault()},
+		{"forked from", forkedFrom(m.GetForkedFrom())},
+		{"not to be forked", s.GetNoFork()},
 		{"pid", positive(m.GetVmmPid())},
 		{"supervisor pid", positive(m.GetSupervisorPid())},
 		{"created", localTime(m.GetCreatedAtMs())},
@@ -116,6 +118,14 @@ func startedFrom(m *bangerv1.VM) string {
 		return ""
 	}
 	return "template " + m.GetFromTemplate()
+}
+
+// forkedFrom says what a VM was forked from.
+func forkedFrom(o *bangerv1.VMOrigin) string {
+	if o == nil {
+		return ""
+	}
+	return o.GetName() + " (" + o.GetId() + ") at " + localTime(o.GetAtMs())
 }
 
 // lastUsed is when somebody last used the VM, and how long ago that is.

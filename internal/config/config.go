@@ -63,6 +63,7 @@ type Limits struct {
 	Events       int    // the newest so many
 	Checkpoints  int    // automatic snapshots of each VM: the newest so many
 	Templates    uint64 // bytes on the host that templates may take
+	StartMemory  uint64 // bytes of memory that the start of a VM is thought to take; 0: none is refused
 	ImageSize    uint64 // bytes of all files of an image
 	ImageEntries int    // files, directories and links of an image
 	DownloadSize uint64 // bytes of a bundle from the network
@@ -129,7 +130,7 @@ func Default() Config {
 			IdleAction: IdleStop,
 			Checkpoint: CheckpointOff,
 		},
-		Limits: Limits{Events: 10_000, Checkpoints: 5, Templates: 4 << 30, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
+		Limits: Limits{Events: 10_000, Checkpoints: 5, Templates: 4 << 30, StartMemory: 160 << 20, ImageSize: 64 << 30, ImageEntries: 4_000_000, DownloadSize: 32 << 30},
 		VMM:    VMM{Driver: "qemu", Accelerator: AcceleratorAuto, Templates: true},
 	}
 }
@@ -150,6 +151,7 @@ type file struct {
 		Events       *int    `toml:"events"`
 		Checkpoints  *int    `toml:"checkpoints"`
 		Templates    *string `toml:"templates"`
+		StartMemory  *string `toml:"start_memory"`
 		ImageSize    *string `toml:"image_size"`
 		ImageEntries *int    `toml:"image_entries"`
 		DownloadSize *string `toml:"download_size"`
@@ -237,6 +239,11 @@ func (c *Config) apply(path, text string, f *file) error {
 	}
 	if err := setSize(&c.Limits.Templates, f.Limits.Templates, 0); err != nil {
 		return refuse(err, "limits", "templates")
+	}
+	if off := f.Limits.StartMemory; off != nil && *off == "0" {
+		c.Limits.StartMemory = 0
+	} else if err := setSize(&c.Limits.StartMemory, off, 0); err != nil {
+		return refuse(err, "limits", "start_memory")
 	}
 	if err := setSwitch(&c.VMM.Templates, f.VMM.Templates); err != nil {
 		return refuse(err, "vmm", "templates")

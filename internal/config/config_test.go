@@ -68,7 +68,7 @@ key = "RWS1E5LUbrIqlNcOTOYJAnxYHS7gu9IvwHgUYxyc5uTrLvMpElJYuqXW"
 	}
 	want := Config{
 		Defaults: Defaults{Image: "debian-trixie", CPUs: 3, Memory: 512 << 20, Disk: 20 << 30, IdleAction: IdleStop, Checkpoint: CheckpointEachExec},
-		Limits:   Limits{Events: 10_000, Checkpoints: 9, Templates: 4 << 30, ImageSize: 8 << 30, ImageEntries: 5, DownloadSize: 32 << 30},
+		Limits:   Limits{Events: 10_000, Checkpoints: 9, Templates: 4 << 30, StartMemory: 160 << 20, ImageSize: 8 << 30, ImageEntries: 5, DownloadSize: 32 << 30},
 		Mirror:   Mirror{Debian: "file:///srv/mirror"},
 		Trust:    Trust{Keys: []string{key}},
 		Registry: Registry{Insecure: []string{"box:5000", "[fd00::1]:80"}},

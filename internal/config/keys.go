@@ -57,6 +57,13 @@ func keys() []key {
 			func(c *Config) string { return strconv.Itoa(c.Limits.Events) }},
 		{"limits.templates", "how much of the disk templates may take; the least recently used go first", text,
 			func(c *Config) string { return size(c.Limits.Templates) }},
+		{"limits.start_memory", "memory that a VM is thought to take when it starts; where the host has less it is refused; \"0\": never", text,
+			func(c *Config) string {
+				if c.Limits.StartMemory == 0 {
+					return "0"
+				}
+				return size(c.Limits.StartMemory)
+			}},
 		{"limits.image_size", "the most that an image may hold, uncompressed", text,
 			func(c *Config) string { return size(c.Limits.ImageSize) }},
 		{"limits.image_entries", "the most files, directories and links that an image may have", number,

@@ -91,6 +91,9 @@ func (s *vmService) changed(v store.VM, req *bangerv1.SetVMRequest) (vm.Spec, []
 	if req.Description != nil {
 		spec.Description = req.GetDescription()
 	}
+	if req.NoFork != nil {
+		spec.NoFork = req.GetNoFork()
+	}
 	for _, key := range req.GetRemoveLabels() {
 		delete(spec.Labels, key)
 	}
@@ -124,6 +127,9 @@ func differences(old, now vm.Spec) []string {
 	add("restart", orElse(string(old.Restart), string(vm.RestartNo)), orElse(string(now.Restart), string(vm.RestartNo)))
 	if old.Description != now.Description {
 		all = append(all, "description")
+	}
+	if old.NoFork != now.NoFork {
+		all = append(all, "no-fork")
 	}
 	if !maps.Equal(old.Labels, now.Labels) {
 		all = append(all, "labels")

@@ -56,7 +56,7 @@ func (s *vmService) order(ctx context.Context, req *bangerv1.CreateVMRequest) (o
 		Image: orElse(in.GetImage(), defaults.Image), Kernel: in.GetKernel(), CPUs: defaults.CPUs,
 		Memory: defaults.Memory, Disk: defaults.Disk, Remove: in.GetRemoveOnExit(), Env: slices.Clone(in.GetEnv()),
 		User: in.GetUser(), Workdir: in.GetWorkdir(), Labels: maps.Clone(in.GetLabels()), Description: in.GetDescription(),
-		Restart: vm.RestartPolicy(in.GetRestart()), AutoStop: defaults.AutoStop,
+		Restart: vm.RestartPolicy(in.GetRestart()), AutoStop: defaults.AutoStop, NoFork: in.GetNoFork(),
 	}}
 	switch ms := in.GetAutoStopMs(); {
 	case ms < 0: // never, although the configuration says otherwise
@@ -271,6 +271,9 @@ func (s *vmService) insert(ctx context.Context, v *store.VM, named bool) error {
 			}
 		}
 		err := s.store.InsertVM(ctx, *v)
+		if err == nil {
+			*v, err = s.store.VM(ctx, v.ID) // with its address
+		}
 		if named || !fault.Is(err, fault.Exists) || try == 3 { // a rename does not take createMu
 			return err
 		}

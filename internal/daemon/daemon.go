@@ -33,6 +33,7 @@ import (
 	"banger/internal/daemon/builder"
 	"banger/internal/daemon/library"
 	"banger/internal/fault"
+	"banger/internal/hostmem"
 	"banger/internal/hypervisor"
 	"banger/internal/image/blob"
 	"banger/internal/image/build"
@@ -90,6 +91,8 @@ type Config struct {
 	Ready *Ready
 	// Times are for tests; zero values mean the usual ones.
 	Times Times
+	// FreeMemory says how much memory VMs that are started may take; nil: what the host has.
+	FreeMemory func() (hostmem.Free, error)
 	// Step is for tests: it is called at each named step, and its error is that step's. Nil in production.
 	Step func(context.Context, Step) error
 }

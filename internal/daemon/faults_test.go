@@ -114,7 +114,22 @@ func scenarios() map[daemon.Step]scenario {
 			}
 			return nil
 		}}
+	fork := scenario{prepare: running, act: func(h *host) error { return second(h.fork("dev", "kid-1", "kid-2")) }, again: func(h *host) error {
+		if names := h.vmNames(); slices.Contains(names, "kid-1") != slices.Contains(names, "kid-2") {
+			h.t.Errorf("half a fork is left: %v", names)
+		}
+		for _, name := range []string{"kid-1", "kid-2"} {
+			if err := h.remove(name, true); err != nil && !fault.Is(err, fault.NotFound) {
+				return err
+			}
+		}
+		return second(h.fork("dev", "kid-1", "kid-2"))
+	}}
+	forked := fork
+	forked.passes = true
 	return map[daemon.Step]scenario{
+		daemon.StepForkStaged: fork, daemon.StepForkRow: fork, daemon.StepForkBuilt: fork, daemon.StepForkStarted: fork,
+		daemon.StepForkMade:    forked,
 		daemon.StepSnapshotDir: snapshot, daemon.StepSnapshotSaved: snapshot, daemon.StepSnapshotNamed: snapshot,
 		daemon.StepRestorePrepared: restore, daemon.StepRestoreEnded: restore, daemon.StepRestoreMemory: restore, daemon.StepRestoreDisk: restore,
 		daemon.StepRestoreRow: restore, daemon.StepRestoreStarted: restore,

@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/atomicfile"
 	"banger/internal/fault"
+	"banger/internal/hostmem"
 	"banger/internal/keylock"
 	"banger/internal/paths"
 	"banger/internal/proc"
@@ -53,6 +54,7 @@ type fleet struct {
 
 	starts    chan struct{} // as many restarts may go on at once
 	templates *templates    // set before the first start
+	admission *admission
 	preparer  preparer
 
 	mu        sync.Mutex // guards the fields below
@@ -69,6 +71,11 @@ func newFleet(cfg Config, log *slog.Logger, db *store.Store, stopping <-chan str
 		runs: make(map[vm.ID]*run), comebacks: make(map[vm.ID]*comeback), reported: make(map[string]bool),
 		own: make(map[vm.ID]bool),
 	}
+	free := cfg.FreeMemory
+	if free == nil {
+		free = hostmem.Host{}.Available
+	}
+	f.admission = &admission{each: cfg.Settings.Limits.StartMemory, free: free, log: log}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -134,12 +141,14 @@ func atOnce(*run) bool   { return true }
 
 // startOptions say how a VM is started.
 type startOptions struct {
-	again  bool            // by its restart policy, not by hand
-	cold   bool            // not from a template
-	from   *prepared       // the disk is a copy of this one's, and new
-	damage error           // why from, which was there, is not used
-	leave  <-chan struct{} // when it is closed, the start goes on by itself
-	report progress.Func   // stage "template"; may be nil
+	again bool // by its restart policy, not by hand
+	cold  bool // not from a template
+	// admitted says that the memory for it is reserved already.
+	admitted bool
+	from     *prepared       // the disk is a copy of this one's, and new
+	damage   error           // why from, which was there, is not used
+	leave    <-chan struct{} // when it is closed, the start goes on by itself
+	report   progress.Func   // stage "template"; may be nil
 }
 
 // start starts a VM that does not run, by hand or again by its restart policy, and returns when its guest is ready. The
@@ -151,6 +160,13 @@ func (f *fleet) start(ctx context.Context, v store.VM, opt startOptions) error {
 	launch, err := f.launch(v)
 	if err != nil {
 		return fault.Context(err, "start vm %s", v.Name())
+	}
+	if !opt.admitted {
+		release, err := f.admission.admit(admissionFor{what: "vm " + string(v.Name()), count: 1}, v.Spec.Memory)
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	if !opt.again {
 		f.forget(v.ID)

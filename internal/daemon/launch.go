@@ -55,7 +55,7 @@ func (f *fleet) describe(v store.VM) (vmdir.Launch, error) {
 	if err != nil {
 		return vmdir.Launch{}, fault.Context(err, "initramfs for kernel %s", v.Spec.Kernel)
 	}
-	net := netstack.For(v.ID)
+	net := netstack.For(v.ID, v.Address)
 	return vmdir.Launch{
 		VMID: v.ID, Name: v.Name(), Driver: v.Driver, Paths: p, Pool: v.Spec.Purpose == vm.PurposePool,
 		BootDeadline: bootDeadline, Attempts: bootAttempts, ConsoleLimit: consoleLimit,
@@ -103,6 +103,6 @@ func machineOf(v store.VM, kernelDir, ramdisk, rootfs, disk, runDir string) hype
 			{Path: disk, Serial: serialData},
 			{Path: filepath.Join(kernelDir, kernel.ModulesFile), ReadOnly: true, Serial: serialModules},
 		},
-		Network: netstack.For(v.ID).Host, RunDir: runDir,
+		Network: netstack.For(v.ID, v.Address).Host, RunDir: runDir,
 	}
 }

@@ -47,6 +47,9 @@ func (o ownVMs) Boot(ctx context.Context, spec builder.Machine) (socket string, 
 	if err := f.store.InsertVM(ctx, v); err != nil {
 		return "", nil, err
 	}
+	if v, err = f.store.VM(ctx, id); err != nil { // with its address
+		return "", nil, err
+	}
 	if err := o.makeDir(ctx, v, spec); err != nil {
 		return "", nil, err
 	}

@@ -312,6 +312,9 @@ func (p *pool) start(ctx context.Context, v store.VM) error {
 	if err := s.store.InsertVM(ctx, v); err != nil {
 		return err
 	}
+	if v, err = s.store.VM(ctx, v.ID); err != nil { // with its address
+		return err
+	}
 	var opt startOptions
 	opt.from, opt.damage = s.fleet.findPrepared(ctx, v)
 	if err := s.build(ctx, v, opt.from); err != nil {

@@ -173,7 +173,7 @@ func (f *fleet) prepare(ctx context.Context, p *prepared, report progress.Func) 
 
 // preparation is the request for a prepared template.
 func (f *fleet) preparation(p *prepared) (template.Request, error) {
-	network := netstack.For(placeholder).Guest
+	network := netstack.For(placeholder, 2).Guest
 	guest := p.guest
 	guest.Hostname, guest.MachineID, guest.Network = placeholder, machineID(), network
 	guest.Env, guest.Workdir, guest.ResetRoot = nil, "", ""

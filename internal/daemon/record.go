@@ -21,6 +21,7 @@ func recordOf(v store.VM) vmdir.Record {
 	return vmdir.Record{
 		ID: v.ID, Spec: v.Spec, MachineID: v.MachineID, Driver: v.Driver, ImageDigest: v.ImageDigest, KernelID: v.KernelDigest,
 		KernelVersion: v.KernelVersion, CreatedAt: v.CreatedAt, ResetToken: v.ResetToken,
+		Address: v.Address, Origin: v.Origin,
 	}
 }
 
@@ -151,6 +152,7 @@ func (f *fleet) rowOf(r vmdir.Record) (store.VM, error) {
 	v := store.VM{
 		ID: r.ID, Spec: r.Spec, MachineID: r.MachineID, Driver: orElse(r.Driver, f.cfg.Settings.VMM.Driver), ImageDigest: r.ImageDigest,
 		KernelDigest: r.KernelID, KernelVersion: r.KernelVersion, Made: true, CreatedAt: r.CreatedAt, ResetToken: r.ResetToken,
+		Address: r.Address, Origin: r.Origin,
 	}
 	if v.KernelVersion == "" { // a record of an older banger
 		if k, err := f.cfg.Kernels.Load(f.cfg.Paths.Kernel(r.KernelID)); err == nil {

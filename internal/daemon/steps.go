@@ -62,6 +62,12 @@ const (
 	StepRestoreRow      Step = "restore.row"      // the row says so
 	StepRestoreStarted  Step = "restore.started"  // the guest goes on, or none is to
 
+	StepForkStaged  Step = "fork.staged"  // disk and memory of the VM that is forked are in the staging area
+	StepForkRow     Step = "fork.row"     // the name of a clone is reserved
+	StepForkBuilt   Step = "fork.built"   // its directory is complete, its row is not
+	StepForkStarted Step = "fork.started" // all clones run; their rows are not complete
+	StepForkMade    Step = "fork.made"    // they are
+
 	StepAdoptExamined Step = "adopt.examined" // it is known what there is of a VM
 	StepAdoptDone     Step = "adopt.done"     // what is to be done about it was done or begun
 	StepRebuildRow    Step = "rebuild.row"    // a directory has got a row again
@@ -79,7 +85,8 @@ func Steps() []Step {
 		library.StepForgetNames, library.StepForgetRow, library.StepForgetGone,
 		StepSnapshotDir, StepSnapshotSaved, StepSnapshotNamed, StepRestorePrepared, StepRestoreEnded, StepRestoreMemory,
 		StepRestoreDisk, StepRestoreRow, StepRestoreStarted,
-		builder.StepLayer, builder.StepPacked, builder.StepExported, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
+		builder.StepLayer, builder.StepPacked, builder.StepExported,
+		StepForkStaged, StepForkRow, StepForkBuilt, StepForkStarted, StepForkMade, StepAdoptExamined, StepAdoptDone, StepRebuildRow,
 	}
 }
 

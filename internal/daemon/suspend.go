@@ -167,7 +167,7 @@ func (f *fleet) goOnFrom(ctx context.Context, saved vmdir.SavedMachine, dir stri
 	guest := saved.Launch.Guest
 	guest.Env, guest.User, guest.Workdir = launch.Guest.Env, launch.Guest.User, launch.Guest.Workdir
 	launch.Machine, launch.Guest = machine, guest
-	launch.Resume = saved.Saved(dir)
+	launch.Resume, launch.Identity = saved.Saved(dir), saved.Identity
 	return nil
 }
 

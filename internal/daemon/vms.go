@@ -234,6 +234,7 @@ func (s *vmService) proto(v store.VM) *bangerv1.VM {
 			MemoryBytes: v.Spec.Memory, DiskBytes: v.Spec.Disk, RemoveOnExit: v.Spec.Remove, Env: v.Spec.Env,
 			User: v.Spec.User, Workdir: v.Spec.Workdir, Labels: v.Spec.Labels, Description: v.Spec.Description,
 			Restart: string(v.Spec.Restart), AutoStopMs: v.Spec.AutoStop.Milliseconds(), Purpose: string(v.Spec.Purpose),
+			NoFork: v.Spec.NoFork,
 		},
 		CreatedAtMs: millis(v.CreatedAt), StartedAtMs: millis(v.StartedAt), StoppedAtMs: millis(v.StoppedAt),
 		VmmPid: int32(v.VMMPID), SupervisorPid: int32(v.SupervisorPID), Vmm: v.Driver, Accelerator: v.Accelerator,
@@ -249,8 +250,11 @@ func (s *vmService) proto(v store.VM) *bangerv1.VM {
 			out.LastActiveMs = millis(u.last)
 		}
 	}
+	if o := v.Origin; o != nil {
+		out.ForkedFrom = &bangerv1.VMOrigin{Id: string(o.ID), Name: string(o.Name), AtMs: millis(o.At), StillUs: o.StillUS}
+	}
 	if v.State.Live() {
-		out.Address = netstack.Address()
+		out.Address = netstack.Address(v.Address)
 	}
 	return out
 }

@@ -26,7 +26,7 @@ func TestLifeOfAVM(t *testing.T) {
 	h.run()
 	v := h.create("dev", "A=b")
 	want := &bangerv1.VM{
-		State: "running", Vmm: "fake", Accelerator: "tcg", VmmPid: 4242, KernelVersion: "6.1-fake", Address: netstack.Address(),
+		State: "running", Vmm: "fake", Accelerator: "tcg", VmmPid: 4242, KernelVersion: "6.1-fake", Address: netstack.Address(16),
 		Spec: &bangerv1.VMSpec{Name: "dev", Image: "small", Kernel: "linux", Cpus: 1, MemoryBytes: 1 << 30, DiskBytes: 256 << 20, Env: []string{"A=b"}},
 	}
 	if diff := cmp.Diff(want, v, cmpopts.IgnoreUnexported(bangerv1.VM{}, bangerv1.VMSpec{}),

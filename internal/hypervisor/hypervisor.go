@@ -91,7 +91,7 @@ type Disk struct {
 // be configured with these values; there is no other way to learn them than this table.
 const (
 	NetworkUser = "user"
-	UserAddress = "10.90.0.2/24"
+	UserNetwork = "10.90.0.0/16" // the guest takes an address of it that is none of the two below
 	UserGateway = "10.90.0.1"
 	UserDNS     = "10.90.0.3"
 )

@@ -182,7 +182,7 @@ func boot(t *testing.T, dir string, m kernel.Manifest, rootfs string, agent []by
 	configured, err := vm.client.Configure(ctx, agentwire.Config{
 		Hostname: "kernel-test", MachineID: strings.Repeat("0", 31) + "1", UnixNano: time.Now().UnixNano(), Entropy: make([]byte, 64),
 		Disks:   agentwire.Disks{Image: "image", Data: "data", Modules: "modules"},
-		Network: &agentwire.Network{Address: hypervisor.UserAddress, Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS}},
+		Network: &agentwire.Network{Address: "10.90.0.16/16", Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS}},
 	})
 	if err != nil {
 		t.Fatal(err)

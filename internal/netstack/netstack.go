@@ -7,17 +7,22 @@ package netstack
 import (
 	"crypto/sha256"
 	"net"
-	"strings"
+	"net/netip"
 
 	"banger/internal/agentwire"
 	"banger/internal/hypervisor"
 	"banger/internal/vm"
 )
 
-// Address is the guest's own address. It is the same in every VM: each is alone on its network.
-func Address() string {
-	address, _, _ := strings.Cut(hypervisor.UserAddress, "/")
-	return address
+// Address is the guest's address with that number. Each VM has one of its own as long as it exists, although each is
+// alone on its network: what a VM is known by, there and in its logs, tells it from the others.
+func Address(n int) string { return address(n).Addr().String() }
+
+func address(n int) netip.Prefix {
+	network := netip.MustParsePrefix(hypervisor.UserNetwork)
+	a := network.Addr().As4()
+	a[2], a[3] = byte(n>>8), byte(n)
+	return netip.PrefixFrom(netip.AddrFrom4(a), network.Bits())
 }
 
 // deviceMAC is the hardware address with which a VM's device begins.
@@ -29,14 +34,14 @@ type Plan struct {
 	Guest *agentwire.Network // for the agent
 }
 
-// For returns the plan for the VM with that id. It is the same at every start.
-func For(id vm.ID) Plan {
+// For returns the plan for the VM with that id and number of its address. It is the same at every start.
+func For(id vm.ID, n int) Plan {
 	return Plan{
 		// The VMM's device is the same in every VM, so that all can be restored from one; the guest changes its address.
 		Host: hypervisor.Network{Kind: hypervisor.NetworkUser, MAC: deviceMAC},
 		Guest: &agentwire.Network{
 			MAC:     mac(id),
-			Address: hypervisor.UserAddress, Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS},
+			Address: address(n).String(), Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS},
 		},
 	}
 }

@@ -9,8 +9,8 @@ import (
 )
 
 func TestForIsStableAndDistinct(t *testing.T) {
-	a, b := For("0123456789ab"), For("0123456789ac")
-	if diff := cmp.Diff(a, For("0123456789ab")); diff != "" {
+	a, b := For("0123456789ab", 16), For("0123456789ac", 300)
+	if diff := cmp.Diff(a, For("0123456789ab", 16)); diff != "" {
 		t.Errorf("not stable: %s", diff)
 	}
 	if a.Guest.MAC == b.Guest.MAC {
@@ -18,6 +18,9 @@ func TestForIsStableAndDistinct(t *testing.T) {
 	}
 	if a.Host != b.Host {
 		t.Errorf("two VMs have devices that differ: %v, %v", a.Host, b.Host)
+	}
+	if a.Guest.Address != "10.90.0.16/16" || b.Guest.Address != "10.90.1.44/16" || Address(300) != "10.90.1.44" {
+		t.Errorf("addresses %s and %s", a.Guest.Address, b.Guest.Address)
 	}
 	for _, p := range []Plan{a, b} {
 		for _, mac := range []string{p.Host.MAC, p.Guest.MAC} {

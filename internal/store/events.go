@@ -32,6 +32,8 @@ const (
 	EventSnapshotted = "vm.snapshotted"      // by hand
 	EventSnapshotOut = "vm.snapshot-removed" // likewise
 	EventRestored    = "vm.restored"         // to a snapshot
+
+	EventForked = "vm.forked" // it was made from another VM
 )
 
 // standardEvents is how many events are kept until KeepEvents says something else. pruneEvery is after how many new

@@ -44,6 +44,9 @@ type VM struct {
 	Restarts   int       // by its restart policy since it was last started by hand
 	Pending    []string  // settings that wait for the next start
 	ResetToken string    // of a reset that the next start carries out; empty: none
+
+	Address int        // number of its address: see netstack.Address; the store chooses it
+	Origin  *vm.Origin // of a VM that was made by a fork; nil: by a create
 }
 
 // Name of the VM.
@@ -55,15 +58,15 @@ func (v VM) Hidden() bool { return v.Spec.Hidden() }
 // columns of a VM in the order of scan.
 const columns = `id, spec, machine_id, driver, image_digest, kernel_digest, kernel_version, made, created_ms,
 	state, reason, accelerator, supervisor_pid, vmm_pid, exit_code, started_ms, stopped_ms, active_ms, wanted, restarts,
-	pending, reset_token`
+	pending, reset_token, address, forked_from`
 
 func scan(row interface{ Scan(...any) error }) (v VM, err error) {
 	var spec []byte
 	var created, started, stopped, active int64
-	var pending string
+	var pending, origin string
 	err = row.Scan(&v.ID, &spec, &v.MachineID, &v.Driver, &v.ImageDigest, &v.KernelDigest, &v.KernelVersion, &v.Made,
 		&created, &v.State, &v.Reason, &v.Accelerator, &v.SupervisorPID, &v.VMMPID, &v.ExitCode, &started, &stopped,
-		&active, &v.Wanted, &v.Restarts, &pending, &v.ResetToken)
+		&active, &v.Wanted, &v.Restarts, &pending, &v.ResetToken, &v.Address, &origin)
 	if err != nil {
 		return VM{}, err
 	}
@@ -71,6 +74,11 @@ func scan(row interface{ Scan(...any) error }) (v VM, err error) {
 	v.ActiveAt, v.Pending = fromMillis(active), splitList(pending)
 	if err := json.Unmarshal(spec, &v.Spec); err != nil {
 		return VM{}, fmt.Errorf("vm %s: spec: %w", v.ID, err)
+	}
+	if origin != "" {
+		if err := json.Unmarshal([]byte(origin), &v.Origin); err != nil {
+			return VM{}, fmt.Errorf("vm %s: origin: %w", v.ID, err)
+		}
 	}
 	return v, nil
 }
@@ -118,12 +126,51 @@ func insertRow(ctx context.Context, tx *sql.Tx, v VM) error {
 	if err != nil {
 		return fmt.Errorf("vm %s: spec: %w", v.ID, err)
 	}
+	origin := ""
+	if v.Origin != nil {
+		text, err := json.Marshal(v.Origin)
+		if err != nil {
+			return fmt.Errorf("vm %s: origin: %w", v.ID, err)
+		}
+		origin = string(text)
+	}
+	if v.Address, err = freeAddress(ctx, tx, v.Address); err != nil {
+		return err
+	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO vms (id, name, spec, machine_id, driver, image_digest, kernel_digest,
-		kernel_version, made, state, reason, exit_code, created_ms, stopped_ms, reset_token)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		kernel_version, made, state, reason, exit_code, created_ms, stopped_ms, reset_token, address, forked_from)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		v.ID, v.Name(), string(spec), v.MachineID, v.Driver, v.ImageDigest, v.KernelDigest, v.KernelVersion, v.Made,
-		v.State, v.Reason, v.ExitCode, millis(v.CreatedAt), millis(v.StoppedAt), v.ResetToken)
+		v.State, v.Reason, v.ExitCode, millis(v.CreatedAt), millis(v.StoppedAt), v.ResetToken,
+		v.Address, origin)
 	return uniqueName(err, v.Name())
+}
+
+// Addresses that VMs can have. Those below are for the network itself.
+const (
+	firstAddress = 16
+	lastAddress  = 1<<16 - 2
+)
+
+// freeAddress returns the wanted address if there is one and no VM has it, else the lowest that no VM has.
+func freeAddress(ctx context.Context, tx *sql.Tx, want int) (int, error) {
+	var taken int
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM vms WHERE address = ?", want).Scan(&taken); err != nil {
+		return 0, err
+	}
+	if taken == 0 && want >= firstAddress && want <= lastAddress {
+		return want, nil
+	}
+	var free sql.NullInt64
+	err := tx.QueryRowContext(ctx, `SELECT min(n) FROM (SELECT ?1 AS n UNION SELECT address + 1 FROM vms WHERE address >= ?1)
+		WHERE n NOT IN (SELECT address FROM vms)`, firstAddress).Scan(&free)
+	if err != nil {
+		return 0, err
+	}
+	if free.Int64 > lastAddress {
+		return 0, fault.New(fault.Exhausted, "all %d addresses are taken by vms", lastAddress-firstAddress+1).WithHint("banger vm list")
+	}
+	return int(free.Int64), nil
 }
 
 // uniqueName says what a broken constraint means.
@@ -153,6 +200,30 @@ func (s *Store) CheckName(ctx context.Context, name vm.Name) error {
 // MarkMade records that the VM's directory is complete.
 func (s *Store) MarkMade(ctx context.Context, id vm.ID) error {
 	return s.exec(ctx, "UPDATE vms SET made = 1 WHERE id = ?", id)
+}
+
+// MarkForked records that the directories of VMs that were made together are complete, of all of them or none. With
+// suspended, they do not run yet and have the memory of the VM that they were made from.
+func (s *Store) MarkForked(ctx context.Context, ids []vm.ID, suspended bool) error {
+	return s.change(ctx, func(tx *sql.Tx) error {
+		for _, id := range ids {
+			query := "UPDATE vms SET made = 1 WHERE id = ?"
+			if suspended {
+				query = "UPDATE vms SET made = 1, state = 'suspended' WHERE id = ? AND state = 'created'"
+			}
+			if _, err := tx.ExecContext(ctx, query, id); err != nil {
+				return err
+			}
+			v, err := scan(tx.QueryRowContext(ctx, "SELECT "+columns+" FROM vms WHERE id = ?", id))
+			if err != nil {
+				return err
+			}
+			if err := s.recordVM(ctx, tx, v, EventForked, "from "+string(v.Origin.Name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // DeleteVM removes the row. One that is not there is no error.

@@ -58,8 +58,11 @@ func insert(t *testing.T, s *Store, name, id string) VM {
 			t.Fatalf("%s: %v", kind, err)
 		}
 	}
-	v := row(name, id)
-	if err := s.InsertVM(t.Context(), v); err != nil {
+	if err := s.InsertVM(t.Context(), row(name, id)); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.VM(t.Context(), vm.ID(id)) // with its address
+	if err != nil {
 		t.Fatal(err)
 	}
 	return v

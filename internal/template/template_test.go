@@ -110,7 +110,7 @@ func TestMakeAndGet(t *testing.T) {
 // prepared makes the request one for a prepared template.
 func (r Request) prepared(image string) Request {
 	r.Shape += "\nimage " + image
-	network := &agentwire.Network{Address: "10.90.0.2/24"}
+	network := &agentwire.Network{Address: "10.90.0.16/16"}
 	r.Prepare = &Preparation{
 		Image: image, Identity: agentwire.Identity{Hostname: "x", MachineID: strings.Repeat("0", 32), Network: network},
 		Guest: agentwire.Config{

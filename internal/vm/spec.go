@@ -34,7 +34,19 @@ type Spec struct {
 	Restart     RestartPolicy `json:"restart,omitempty"`
 	AutoStop    time.Duration `json:"auto_stop,omitempty"` // unused for so long, it is stopped; 0: never
 
+	// NoFork, if it is not empty, says why no other VM may be made of this one: it holds something that must not be copied.
+	NoFork string `json:"no_fork,omitempty"`
+
 	Purpose Purpose `json:"purpose,omitempty"`
+}
+
+// Origin is what a VM was forked from.
+type Origin struct {
+	ID   ID        `json:"id"`
+	Name Name      `json:"name"` // when it was
+	At   time.Time `json:"at"`
+	// StillUS is for how long that VM stood still for it, in microseconds.
+	StillUS int64 `json:"still_us,omitempty"`
 }
 
 // Purpose is what a VM is for. A user's VM has none. The others are the daemon's own: they serve one operation, are not
@@ -81,6 +93,10 @@ func (s *Spec) Validate() error {
 	if s.AutoStop < 0 {
 		return fault.New(fault.Invalid, "an idle time of %s is not possible", s.AutoStop).
 			WithHint("banger vm set --auto-stop 30m %s", s.Name)
+	}
+	if len(s.NoFork) > 256 {
+		return fault.New(fault.Invalid, "the reason why a vm is not to be forked is longer than 256 bytes").
+			WithHint("banger vm set --no-fork secrets %s", s.Name)
 	}
 	for key := range s.Labels {
 		if key == "" || strings.ContainsAny(key, "= \t\n") || len(key) > 128 {

@@ -44,6 +44,9 @@ type Record struct {
 	KernelVersion string `json:"kernel_version,omitempty"` // likewise: what the kernel's own record says
 	// ResetToken is the word of a reset that the next start carries out (agentwire.Config.ResetRoot); empty: none.
 	ResetToken string `json:"reset_token,omitempty"`
+	// Address is the number of its address; 0 in records of older bangers.
+	Address int        `json:"address,omitempty"`
+	Origin  *vm.Origin `json:"forked_from,omitempty"`
 }
 
 // Launch is everything a supervisor needs. It holds no secrets.
@@ -119,6 +122,8 @@ type SavedMachine struct {
 	StillUS int64             `json:"still_us"` // how long the guest stood still, in microseconds
 	// Disk is the VM's own disk at that instant. The memory is of no use with a disk that was written to since.
 	Disk DiskStamp `json:"disk"`
+	// Identity, if it is not nil, is who the guest is when it goes on: it was saved as another one.
+	Identity *agentwire.Identity `json:"identity,omitempty"`
 }
 
 // DiskStamp tells whether a file was written to.

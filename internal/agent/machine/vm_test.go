@@ -208,7 +208,7 @@ func (l *lab) config(edit func(*agentwire.Config)) agentwire.Config {
 		Entropy: make([]byte, 64),
 		Disks:   agentwire.Disks{Image: "image", Data: "data", Modules: "modules"},
 		Network: &agentwire.Network{
-			Address: hypervisor.UserAddress, Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS},
+			Address: "10.90.0.16/16", Gateway: hypervisor.UserGateway, DNS: []string{hypervisor.UserDNS},
 		},
 	}
 	if edit != nil {

@@ -150,18 +150,8 @@ func devices(spec hypervisor.Spec) []string {
 // leads to the host's own loopback interface, and QEMU has no switch for that: nothing that trusts local callers is
 // safe from the guest. It is IPv4 only: libslirp announces IPv6 to the guest even where the host has none.
 func userNetdev() string {
-	_, subnet, _ := strings.Cut(hypervisor.UserAddress, "/")
-	return fmt.Sprintf("user,id=net,ipv6=off,net=%s/%s,host=%s,dns=%s", network(hypervisor.UserAddress), subnet,
-		hypervisor.UserGateway, hypervisor.UserDNS)
-}
-
-// network returns the network's own address of a CIDR.
-func network(cidr string) string {
-	_, n, err := net.ParseCIDR(cidr)
-	if err != nil {
-		return ""
-	}
-	return n.IP.String()
+	return fmt.Sprintf("user,id=net,ipv6=off,net=%s,host=%s,dns=%s", hypervisor.UserNetwork, hypervisor.UserGateway,
+		hypervisor.UserDNS)
 }
 
 // blockdev returns the -blockdev value of a raw image, in JSON: unlike the key=value form it needs no escaping.

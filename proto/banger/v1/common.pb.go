@@ -102,6 +102,7 @@ type VMSpec struct {
 	Restart       string                 `protobuf:"bytes,13,opt,name=restart,proto3" json:"restart,omitempty"`                            // restart policy: "no", "on-failure", "always"; empty: no
 	AutoStopMs    int64                  `protobuf:"varint,14,opt,name=auto_stop_ms,json=autoStopMs,proto3" json:"auto_stop_ms,omitempty"` // stop when nobody has used it for so long; 0: never
 	Purpose       string                 `protobuf:"bytes,15,opt,name=purpose,proto3" json:"purpose,omitempty"`                            // "" for a user's VM; "build", "export": the daemon's own, not listed
+	NoFork        string                 `protobuf:"bytes,40,opt,name=no_fork,json=noFork,proto3" json:"no_fork,omitempty"`                // why no other VM may be made of this one; empty: it may
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -241,6 +242,13 @@ func (x *VMSpec) GetPurpose() string {
 	return ""
 }
 
+func (x *VMSpec) GetNoFork() string {
+	if x != nil {
+		return x.NoFork
+	}
+	return ""
+}
+
 // VM is one virtual machine as the daemon knows it.
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -267,6 +275,7 @@ type VM struct {
 	Pending       []string               `protobuf:"bytes,21,rep,name=pending,proto3" json:"pending,omitempty"`                                     // settings that take effect at the next start: "cpus", "memory"
 	FromTemplate  string                 `protobuf:"bytes,22,opt,name=from_template,json=fromTemplate,proto3" json:"from_template,omitempty"`       // key of the template that this run was started from; empty: it was booted
 	TemplateFault string                 `protobuf:"bytes,23,opt,name=template_fault,json=templateFault,proto3" json:"template_fault,omitempty"`    // what was wrong with templates when it was started; empty: nothing
+	ForkedFrom    *VMOrigin              `protobuf:"bytes,40,opt,name=forked_from,json=forkedFrom,proto3" json:"forked_from,omitempty"`             // not set: it was made by a create
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -462,6 +471,82 @@ func (x *VM) GetTemplateFault() string {
 	return ""
 }
 
+func (x *VM) GetForkedFrom() *VMOrigin {
+	if x != nil {
+		return x.ForkedFrom
+	}
+	return nil
+}
+
+// VMOrigin is the VM that another one was forked from.
+type VMOrigin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // when it was
+	AtMs          int64                  `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	StillUs       int64                  `protobuf:"varint,4,opt,name=still_us,json=stillUs,proto3" json:"still_us,omitempty"` // for how long it stood still for that, in microseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VMOrigin) Reset() {
+	*x = VMOrigin{}
+	mi := &file_banger_v1_common_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMOrigin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMOrigin) ProtoMessage() {}
+
+func (x *VMOrigin) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_common_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMOrigin.ProtoReflect.Descriptor instead.
+func (*VMOrigin) Descriptor() ([]byte, []int) {
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *VMOrigin) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *VMOrigin) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *VMOrigin) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *VMOrigin) GetStillUs() int64 {
+	if x != nil {
+		return x.StillUs
+	}
+	return 0
+}
+
 // Image is one image in the local store.
 type Image struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -488,7 +573,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_common_proto_msgTypes[3]
+	mi := &file_banger_v1_common_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +585,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[3]
+	mi := &file_banger_v1_common_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +598,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{3}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Image) GetName() string {
@@ -653,7 +738,7 @@ type ImageConfig struct {
 
 func (x *ImageConfig) Reset() {
 	*x = ImageConfig{}
-	mi := &file_banger_v1_common_proto_msgTypes[4]
+	mi := &file_banger_v1_common_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +750,7 @@ func (x *ImageConfig) String() string {
 func (*ImageConfig) ProtoMessage() {}
 
 func (x *ImageConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[4]
+	mi := &file_banger_v1_common_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +763,7 @@ func (x *ImageConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
 func (*ImageConfig) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ImageConfig) GetEntrypoint() []string {
@@ -757,7 +842,7 @@ type ImageLayer struct {
 
 func (x *ImageLayer) Reset() {
 	*x = ImageLayer{}
-	mi := &file_banger_v1_common_proto_msgTypes[5]
+	mi := &file_banger_v1_common_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +854,7 @@ func (x *ImageLayer) String() string {
 func (*ImageLayer) ProtoMessage() {}
 
 func (x *ImageLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[5]
+	mi := &file_banger_v1_common_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +867,7 @@ func (x *ImageLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
 func (*ImageLayer) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ImageLayer) GetMediaType() string {
@@ -835,7 +920,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_common_proto_msgTypes[6]
+	mi := &file_banger_v1_common_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +932,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[6]
+	mi := &file_banger_v1_common_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +945,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Kernel) GetName() string {
@@ -969,7 +1054,7 @@ type CatalogEntry struct {
 
 func (x *CatalogEntry) Reset() {
 	*x = CatalogEntry{}
-	mi := &file_banger_v1_common_proto_msgTypes[7]
+	mi := &file_banger_v1_common_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1066,7 @@ func (x *CatalogEntry) String() string {
 func (*CatalogEntry) ProtoMessage() {}
 
 func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[7]
+	mi := &file_banger_v1_common_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1079,7 @@ func (x *CatalogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogEntry.ProtoReflect.Descriptor instead.
 func (*CatalogEntry) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CatalogEntry) GetName() string {
@@ -1054,7 +1139,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_banger_v1_common_proto_msgTypes[8]
+	mi := &file_banger_v1_common_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1151,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[8]
+	mi := &file_banger_v1_common_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1164,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Event) GetSeq() int64 {
@@ -1148,7 +1233,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_banger_v1_common_proto_msgTypes[9]
+	mi := &file_banger_v1_common_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1245,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[9]
+	mi := &file_banger_v1_common_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1258,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sample) GetAtMs() int64 {
@@ -1295,7 +1380,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_banger_v1_common_proto_msgTypes[10]
+	mi := &file_banger_v1_common_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1392,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[10]
+	mi := &file_banger_v1_common_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1405,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Port) GetProtocol() string {
@@ -1376,7 +1461,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_banger_v1_common_proto_msgTypes[11]
+	mi := &file_banger_v1_common_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1473,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[11]
+	mi := &file_banger_v1_common_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1486,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Operation) GetId() string {
@@ -1481,7 +1566,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_banger_v1_common_proto_msgTypes[12]
+	mi := &file_banger_v1_common_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1578,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_common_proto_msgTypes[12]
+	mi := &file_banger_v1_common_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1591,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_banger_v1_common_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_common_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Progress) GetStage() string {
@@ -1552,7 +1637,7 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\x05Fault\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xf0\x03\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x89\x04\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -1571,10 +1656,11 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\arestart\x18\r \x01(\tR\arestart\x12 \n" +
 	"\fauto_stop_ms\x18\x0e \x01(\x03R\n" +
 	"autoStopMs\x12\x18\n" +
-	"\apurpose\x18\x0f \x01(\tR\apurpose\x1a9\n" +
+	"\apurpose\x18\x0f \x01(\tR\apurpose\x12\x17\n" +
+	"\ano_fork\x18( \x01(\tR\x06noFork\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd1\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x04spec\x18\x02 \x01(\v2\x11.banger.v1.VMSpecR\x04spec\x12\x14\n" +
@@ -1599,7 +1685,14 @@ const file_banger_v1_common_proto_rawDesc = "" +
 	"\brestarts\x18\x14 \x01(\x05R\brestarts\x12\x18\n" +
 	"\apending\x18\x15 \x03(\tR\apending\x12#\n" +
 	"\rfrom_template\x18\x16 \x01(\tR\ffromTemplate\x12%\n" +
-	"\x0etemplate_fault\x18\x17 \x01(\tR\rtemplateFault\"\xf2\x03\n" +
+	"\x0etemplate_fault\x18\x17 \x01(\tR\rtemplateFault\x124\n" +
+	"\vforked_from\x18( \x01(\v2\x13.banger.v1.VMOriginR\n" +
+	"forkedFrom\"^\n" +
+	"\bVMOrigin\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x13\n" +
+	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\x12\x19\n" +
+	"\bstill_us\x18\x04 \x01(\x03R\astillUs\"\xf2\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
@@ -1731,37 +1824,39 @@ func file_banger_v1_common_proto_rawDescGZIP() []byte {
 	return file_banger_v1_common_proto_rawDescData
 }
 
-var file_banger_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_banger_v1_common_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_banger_v1_common_proto_goTypes = []any{
 	(*Fault)(nil),        // 0: banger.v1.Fault
 	(*VMSpec)(nil),       // 1: banger.v1.VMSpec
 	(*VM)(nil),           // 2: banger.v1.VM
-	(*Image)(nil),        // 3: banger.v1.Image
-	(*ImageConfig)(nil),  // 4: banger.v1.ImageConfig
-	(*ImageLayer)(nil),   // 5: banger.v1.ImageLayer
-	(*Kernel)(nil),       // 6: banger.v1.Kernel
-	(*CatalogEntry)(nil), // 7: banger.v1.CatalogEntry
-	(*Event)(nil),        // 8: banger.v1.Event
-	(*Sample)(nil),       // 9: banger.v1.Sample
-	(*Port)(nil),         // 10: banger.v1.Port
-	(*Operation)(nil),    // 11: banger.v1.Operation
-	(*Progress)(nil),     // 12: banger.v1.Progress
-	nil,                  // 13: banger.v1.VMSpec.LabelsEntry
-	nil,                  // 14: banger.v1.ImageConfig.LabelsEntry
+	(*VMOrigin)(nil),     // 3: banger.v1.VMOrigin
+	(*Image)(nil),        // 4: banger.v1.Image
+	(*ImageConfig)(nil),  // 5: banger.v1.ImageConfig
+	(*ImageLayer)(nil),   // 6: banger.v1.ImageLayer
+	(*Kernel)(nil),       // 7: banger.v1.Kernel
+	(*CatalogEntry)(nil), // 8: banger.v1.CatalogEntry
+	(*Event)(nil),        // 9: banger.v1.Event
+	(*Sample)(nil),       // 10: banger.v1.Sample
+	(*Port)(nil),         // 11: banger.v1.Port
+	(*Operation)(nil),    // 12: banger.v1.Operation
+	(*Progress)(nil),     // 13: banger.v1.Progress
+	nil,                  // 14: banger.v1.VMSpec.LabelsEntry
+	nil,                  // 15: banger.v1.ImageConfig.LabelsEntry
 }
 var file_banger_v1_common_proto_depIdxs = []int32{
-	13, // 0: banger.v1.VMSpec.labels:type_name -> banger.v1.VMSpec.LabelsEntry
+	14, // 0: banger.v1.VMSpec.labels:type_name -> banger.v1.VMSpec.LabelsEntry
 	1,  // 1: banger.v1.VM.spec:type_name -> banger.v1.VMSpec
-	4,  // 2: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
-	5,  // 3: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
-	14, // 4: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
-	12, // 5: banger.v1.Operation.progress:type_name -> banger.v1.Progress
-	0,  // 6: banger.v1.Operation.fault:type_name -> banger.v1.Fault
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	3,  // 2: banger.v1.VM.forked_from:type_name -> banger.v1.VMOrigin
+	5,  // 3: banger.v1.Image.config:type_name -> banger.v1.ImageConfig
+	6,  // 4: banger.v1.Image.layers:type_name -> banger.v1.ImageLayer
+	15, // 5: banger.v1.ImageConfig.labels:type_name -> banger.v1.ImageConfig.LabelsEntry
+	13, // 6: banger.v1.Operation.progress:type_name -> banger.v1.Progress
+	0,  // 7: banger.v1.Operation.fault:type_name -> banger.v1.Fault
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_common_proto_init() }
@@ -1775,7 +1870,7 @@ func file_banger_v1_common_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_common_proto_rawDesc), len(file_banger_v1_common_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

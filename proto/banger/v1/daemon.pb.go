@@ -767,6 +767,134 @@ func (x *SuspendVMRequest) GetRef() string {
 	return ""
 }
 
+type ForkVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Count         uint32                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`                       // 0: as many as there are names, or one
+	Names         []string               `protobuf:"bytes,3,rep,name=names,proto3" json:"names,omitempty"`                        // none: they are generated
+	DiskOnly      bool                   `protobuf:"varint,4,opt,name=disk_only,json=diskOnly,proto3" json:"disk_only,omitempty"` // without the memory: the clones boot from a copy of the disk
+	NoStart       bool                   `protobuf:"varint,5,opt,name=no_start,json=noStart,proto3" json:"no_start,omitempty"`
+	RemoveOnExit  bool                   `protobuf:"varint,6,opt,name=remove_on_exit,json=removeOnExit,proto3" json:"remove_on_exit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkVMRequest) Reset() {
+	*x = ForkVMRequest{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkVMRequest) ProtoMessage() {}
+
+func (x *ForkVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkVMRequest.ProtoReflect.Descriptor instead.
+func (*ForkVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ForkVMRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *ForkVMRequest) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ForkVMRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *ForkVMRequest) GetDiskOnly() bool {
+	if x != nil {
+		return x.DiskOnly
+	}
+	return false
+}
+
+func (x *ForkVMRequest) GetNoStart() bool {
+	if x != nil {
+		return x.NoStart
+	}
+	return false
+}
+
+func (x *ForkVMRequest) GetRemoveOnExit() bool {
+	if x != nil {
+		return x.RemoveOnExit
+	}
+	return false
+}
+
+type ForkVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkVMResponse) Reset() {
+	*x = ForkVMResponse{}
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkVMResponse) ProtoMessage() {}
+
+func (x *ForkVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkVMResponse.ProtoReflect.Descriptor instead.
+func (*ForkVMResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ForkVMResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
 type RestartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -778,7 +906,7 @@ type RestartVMRequest struct {
 
 func (x *RestartVMRequest) Reset() {
 	*x = RestartVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +918,7 @@ func (x *RestartVMRequest) String() string {
 func (*RestartVMRequest) ProtoMessage() {}
 
 func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[14]
+	mi := &file_banger_v1_daemon_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +931,7 @@ func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
 func (*RestartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RestartVMRequest) GetRef() string {
@@ -836,7 +964,7 @@ type PauseVMRequest struct {
 
 func (x *PauseVMRequest) Reset() {
 	*x = PauseVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +976,7 @@ func (x *PauseVMRequest) String() string {
 func (*PauseVMRequest) ProtoMessage() {}
 
 func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[15]
+	mi := &file_banger_v1_daemon_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +989,7 @@ func (x *PauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseVMRequest.ProtoReflect.Descriptor instead.
 func (*PauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PauseVMRequest) GetRef() string {
@@ -880,7 +1008,7 @@ type UnpauseVMRequest struct {
 
 func (x *UnpauseVMRequest) Reset() {
 	*x = UnpauseVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1020,7 @@ func (x *UnpauseVMRequest) String() string {
 func (*UnpauseVMRequest) ProtoMessage() {}
 
 func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[16]
+	mi := &file_banger_v1_daemon_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1033,7 @@ func (x *UnpauseVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpauseVMRequest.ProtoReflect.Descriptor instead.
 func (*UnpauseVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UnpauseVMRequest) GetRef() string {
@@ -925,7 +1053,7 @@ type RenameVMRequest struct {
 
 func (x *RenameVMRequest) Reset() {
 	*x = RenameVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1065,7 @@ func (x *RenameVMRequest) String() string {
 func (*RenameVMRequest) ProtoMessage() {}
 
 func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[17]
+	mi := &file_banger_v1_daemon_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1078,7 @@ func (x *RenameVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameVMRequest.ProtoReflect.Descriptor instead.
 func (*RenameVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenameVMRequest) GetRef() string {
@@ -978,13 +1106,14 @@ type SetVMRequest struct {
 	Description   *string                `protobuf:"bytes,7,opt,name=description,proto3,oneof" json:"description,omitempty"`
 	SetLabels     map[string]string      `protobuf:"bytes,8,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	RemoveLabels  []string               `protobuf:"bytes,9,rep,name=remove_labels,json=removeLabels,proto3" json:"remove_labels,omitempty"`
+	NoFork        *string                `protobuf:"bytes,40,opt,name=no_fork,json=noFork,proto3,oneof" json:"no_fork,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SetVMRequest) Reset() {
 	*x = SetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1125,7 @@ func (x *SetVMRequest) String() string {
 func (*SetVMRequest) ProtoMessage() {}
 
 func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[18]
+	mi := &file_banger_v1_daemon_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1138,7 @@ func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
 func (*SetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetVMRequest) GetRef() string {
@@ -1075,6 +1204,13 @@ func (x *SetVMRequest) GetRemoveLabels() []string {
 	return nil
 }
 
+func (x *SetVMRequest) GetNoFork() string {
+	if x != nil && x.NoFork != nil {
+		return *x.NoFork
+	}
+	return ""
+}
+
 type ResetVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1085,7 +1221,7 @@ type ResetVMRequest struct {
 
 func (x *ResetVMRequest) Reset() {
 	*x = ResetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1233,7 @@ func (x *ResetVMRequest) String() string {
 func (*ResetVMRequest) ProtoMessage() {}
 
 func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[19]
+	mi := &file_banger_v1_daemon_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1246,7 @@ func (x *ResetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetVMRequest.ProtoReflect.Descriptor instead.
 func (*ResetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResetVMRequest) GetRef() string {
@@ -1137,7 +1273,7 @@ type WaitVMRequest struct {
 
 func (x *WaitVMRequest) Reset() {
 	*x = WaitVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1285,7 @@ func (x *WaitVMRequest) String() string {
 func (*WaitVMRequest) ProtoMessage() {}
 
 func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[20]
+	mi := &file_banger_v1_daemon_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1298,7 @@ func (x *WaitVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitVMRequest.ProtoReflect.Descriptor instead.
 func (*WaitVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WaitVMRequest) GetRef() string {
@@ -1190,7 +1326,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1338,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[21]
+	mi := &file_banger_v1_daemon_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1351,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListVMsRequest) GetStates() []string {
@@ -1248,7 +1384,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1396,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[22]
+	mi := &file_banger_v1_daemon_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1409,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -1292,7 +1428,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1440,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[23]
+	mi := &file_banger_v1_daemon_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1453,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetVMRequest) GetRef() string {
@@ -1337,7 +1473,7 @@ type EndpointRequest struct {
 
 func (x *EndpointRequest) Reset() {
 	*x = EndpointRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1485,7 @@ func (x *EndpointRequest) String() string {
 func (*EndpointRequest) ProtoMessage() {}
 
 func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[24]
+	mi := &file_banger_v1_daemon_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1498,7 @@ func (x *EndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointRequest.ProtoReflect.Descriptor instead.
 func (*EndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EndpointRequest) GetRef() string {
@@ -1393,7 +1529,7 @@ type EndpointResponse struct {
 
 func (x *EndpointResponse) Reset() {
 	*x = EndpointResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1541,7 @@ func (x *EndpointResponse) String() string {
 func (*EndpointResponse) ProtoMessage() {}
 
 func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[25]
+	mi := &file_banger_v1_daemon_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1554,7 @@ func (x *EndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointResponse.ProtoReflect.Descriptor instead.
 func (*EndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EndpointResponse) GetVm() *VM {
@@ -1465,7 +1601,7 @@ type OperationLogsRequest struct {
 
 func (x *OperationLogsRequest) Reset() {
 	*x = OperationLogsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1613,7 @@ func (x *OperationLogsRequest) String() string {
 func (*OperationLogsRequest) ProtoMessage() {}
 
 func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[26]
+	mi := &file_banger_v1_daemon_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1626,7 @@ func (x *OperationLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationLogsRequest.ProtoReflect.Descriptor instead.
 func (*OperationLogsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OperationLogsRequest) GetId() string {
@@ -1514,7 +1650,7 @@ type OperationLog struct {
 
 func (x *OperationLog) Reset() {
 	*x = OperationLog{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1662,7 @@ func (x *OperationLog) String() string {
 func (*OperationLog) ProtoMessage() {}
 
 func (x *OperationLog) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[27]
+	mi := &file_banger_v1_daemon_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1675,7 @@ func (x *OperationLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperationLog.ProtoReflect.Descriptor instead.
 func (*OperationLog) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OperationLog) GetStep() int32 {
@@ -1586,7 +1722,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1734,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[28]
+	mi := &file_banger_v1_daemon_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1747,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -1629,7 +1765,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1777,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[29]
+	mi := &file_banger_v1_daemon_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1790,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
 }
 
 type ListOperationsResponse struct {
@@ -1666,7 +1802,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +1814,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[30]
+	mi := &file_banger_v1_daemon_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +1827,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1710,7 +1846,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1858,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[31]
+	mi := &file_banger_v1_daemon_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1871,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -1754,7 +1890,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1902,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[32]
+	mi := &file_banger_v1_daemon_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1915,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -1799,7 +1935,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +1947,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[33]
+	mi := &file_banger_v1_daemon_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +1960,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListEventsRequest) GetRef() string {
@@ -1850,7 +1986,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1998,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[34]
+	mi := &file_banger_v1_daemon_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2011,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1896,7 +2032,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1908,7 +2044,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[35]
+	mi := &file_banger_v1_daemon_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1921,7 +2057,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WatchEventsRequest) GetRef() string {
@@ -1954,7 +2090,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2102,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[36]
+	mi := &file_banger_v1_daemon_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2115,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *FsckRequest) GetRepair() bool {
@@ -1998,7 +2134,7 @@ type FsckResponse struct {
 
 func (x *FsckResponse) Reset() {
 	*x = FsckResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2146,7 @@ func (x *FsckResponse) String() string {
 func (*FsckResponse) ProtoMessage() {}
 
 func (x *FsckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[37]
+	mi := &file_banger_v1_daemon_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2159,7 @@ func (x *FsckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
 func (*FsckResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *FsckResponse) GetFindings() []*Finding {
@@ -2046,7 +2182,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2194,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[38]
+	mi := &file_banger_v1_daemon_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2207,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Finding) GetKind() string {
@@ -2117,7 +2253,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2129,7 +2265,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[39]
+	mi := &file_banger_v1_daemon_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2142,7 +2278,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
 }
 
 type ListImagesResponse struct {
@@ -2155,7 +2291,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2303,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[40]
+	mi := &file_banger_v1_daemon_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2316,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2206,7 +2342,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2354,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[41]
+	mi := &file_banger_v1_daemon_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2367,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetImageRequest) GetRef() string {
@@ -2250,7 +2386,7 @@ type ImageCatalogRequest struct {
 
 func (x *ImageCatalogRequest) Reset() {
 	*x = ImageCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2398,7 @@ func (x *ImageCatalogRequest) String() string {
 func (*ImageCatalogRequest) ProtoMessage() {}
 
 func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[42]
+	mi := &file_banger_v1_daemon_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2411,7 @@ func (x *ImageCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogRequest.ProtoReflect.Descriptor instead.
 func (*ImageCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImageCatalogRequest) GetRefresh() bool {
@@ -2295,7 +2431,7 @@ type ImageCatalogResponse struct {
 
 func (x *ImageCatalogResponse) Reset() {
 	*x = ImageCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2443,7 @@ func (x *ImageCatalogResponse) String() string {
 func (*ImageCatalogResponse) ProtoMessage() {}
 
 func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[43]
+	mi := &file_banger_v1_daemon_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2456,7 @@ func (x *ImageCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageCatalogResponse.ProtoReflect.Descriptor instead.
 func (*ImageCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImageCatalogResponse) GetEntries() []*CatalogEntry {
@@ -2351,7 +2487,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2499,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[44]
+	mi := &file_banger_v1_daemon_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2512,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PullImageRequest) GetReference() string {
@@ -2430,7 +2566,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2578,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[45]
+	mi := &file_banger_v1_daemon_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2591,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PullImageResponse) GetOperationId() string {
@@ -2479,7 +2615,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2627,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[46]
+	mi := &file_banger_v1_daemon_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2640,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RegisterImageRequest) GetName() string {
@@ -2558,7 +2694,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2570,7 +2706,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[47]
+	mi := &file_banger_v1_daemon_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2583,7 +2719,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RegisterImageResponse) GetOperationId() string {
@@ -2602,7 +2738,7 @@ type PromoteImageRequest struct {
 
 func (x *PromoteImageRequest) Reset() {
 	*x = PromoteImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2614,7 +2750,7 @@ func (x *PromoteImageRequest) String() string {
 func (*PromoteImageRequest) ProtoMessage() {}
 
 func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[48]
+	mi := &file_banger_v1_daemon_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2627,7 +2763,7 @@ func (x *PromoteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageRequest.ProtoReflect.Descriptor instead.
 func (*PromoteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PromoteImageRequest) GetRef() string {
@@ -2646,7 +2782,7 @@ type PromoteImageResponse struct {
 
 func (x *PromoteImageResponse) Reset() {
 	*x = PromoteImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2794,7 @@ func (x *PromoteImageResponse) String() string {
 func (*PromoteImageResponse) ProtoMessage() {}
 
 func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[49]
+	mi := &file_banger_v1_daemon_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +2807,7 @@ func (x *PromoteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteImageResponse.ProtoReflect.Descriptor instead.
 func (*PromoteImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PromoteImageResponse) GetOperationId() string {
@@ -2692,7 +2828,7 @@ type TagImageRequest struct {
 
 func (x *TagImageRequest) Reset() {
 	*x = TagImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2840,7 @@ func (x *TagImageRequest) String() string {
 func (*TagImageRequest) ProtoMessage() {}
 
 func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[50]
+	mi := &file_banger_v1_daemon_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2853,7 @@ func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
 func (*TagImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *TagImageRequest) GetRef() string {
@@ -2750,7 +2886,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2762,7 +2898,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[51]
+	mi := &file_banger_v1_daemon_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2775,7 +2911,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RemoveImageRequest) GetRef() string {
@@ -2796,7 +2932,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2808,7 +2944,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[52]
+	mi := &file_banger_v1_daemon_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2821,7 +2957,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RemoveImageResponse) GetName() string {
@@ -2857,7 +2993,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2869,7 +3005,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[53]
+	mi := &file_banger_v1_daemon_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2882,7 +3018,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -2923,7 +3059,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3071,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[54]
+	mi := &file_banger_v1_daemon_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3084,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PruneImagesResponse) GetPruned() []*Pruned {
@@ -2989,7 +3125,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3001,7 +3137,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[55]
+	mi := &file_banger_v1_daemon_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3014,7 +3150,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BuildImageRequest) GetName() string {
@@ -3131,7 +3267,7 @@ type BuildImageResponse struct {
 
 func (x *BuildImageResponse) Reset() {
 	*x = BuildImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3279,7 @@ func (x *BuildImageResponse) String() string {
 func (*BuildImageResponse) ProtoMessage() {}
 
 func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[56]
+	mi := &file_banger_v1_daemon_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3292,7 @@ func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageResponse.ProtoReflect.Descriptor instead.
 func (*BuildImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BuildImageResponse) GetOperationId() string {
@@ -3178,7 +3314,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3326,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[57]
+	mi := &file_banger_v1_daemon_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3339,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ExportImageRequest) GetRef() string {
@@ -3243,7 +3379,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3255,7 +3391,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[58]
+	mi := &file_banger_v1_daemon_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3268,7 +3404,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExportImageResponse) GetOperationId() string {
@@ -3288,7 +3424,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3300,7 +3436,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[59]
+	mi := &file_banger_v1_daemon_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3313,7 +3449,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *PushImageRequest) GetRef() string {
@@ -3339,7 +3475,7 @@ type PushImageResponse struct {
 
 func (x *PushImageResponse) Reset() {
 	*x = PushImageResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3487,7 @@ func (x *PushImageResponse) String() string {
 func (*PushImageResponse) ProtoMessage() {}
 
 func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[60]
+	mi := &file_banger_v1_daemon_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3500,7 @@ func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
 func (*PushImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PushImageResponse) GetOperationId() string {
@@ -3387,7 +3523,7 @@ type Pruned struct {
 
 func (x *Pruned) Reset() {
 	*x = Pruned{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[61]
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +3535,7 @@ func (x *Pruned) String() string {
 func (*Pruned) ProtoMessage() {}
 
 func (x *Pruned) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[61]
+	mi := &file_banger_v1_daemon_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3412,7 +3548,7 @@ func (x *Pruned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pruned.ProtoReflect.Descriptor instead.
 func (*Pruned) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Pruned) GetKind() string {
@@ -3451,7 +3587,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[62]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3463,7 +3599,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[62]
+	mi := &file_banger_v1_daemon_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +3612,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
 }
 
 type ListKernelsResponse struct {
@@ -3488,7 +3624,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +3636,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[63]
+	mi := &file_banger_v1_daemon_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +3649,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3532,7 +3668,7 @@ type GetKernelRequest struct {
 
 func (x *GetKernelRequest) Reset() {
 	*x = GetKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[64]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3680,7 @@ func (x *GetKernelRequest) String() string {
 func (*GetKernelRequest) ProtoMessage() {}
 
 func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[64]
+	mi := &file_banger_v1_daemon_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3693,7 @@ func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
 func (*GetKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetKernelRequest) GetRef() string {
@@ -3575,7 +3711,7 @@ type KernelCatalogRequest struct {
 
 func (x *KernelCatalogRequest) Reset() {
 	*x = KernelCatalogRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[65]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3587,7 +3723,7 @@ func (x *KernelCatalogRequest) String() string {
 func (*KernelCatalogRequest) ProtoMessage() {}
 
 func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[65]
+	mi := &file_banger_v1_daemon_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3600,7 +3736,7 @@ func (x *KernelCatalogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogRequest.ProtoReflect.Descriptor instead.
 func (*KernelCatalogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{65}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
 }
 
 type KernelCatalogResponse struct {
@@ -3612,7 +3748,7 @@ type KernelCatalogResponse struct {
 
 func (x *KernelCatalogResponse) Reset() {
 	*x = KernelCatalogResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[66]
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +3760,7 @@ func (x *KernelCatalogResponse) String() string {
 func (*KernelCatalogResponse) ProtoMessage() {}
 
 func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[66]
+	mi := &file_banger_v1_daemon_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +3773,7 @@ func (x *KernelCatalogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelCatalogResponse.ProtoReflect.Descriptor instead.
 func (*KernelCatalogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{66}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *KernelCatalogResponse) GetEntries() []*CatalogEntry {
@@ -3657,7 +3793,7 @@ type PullKernelRequest struct {
 
 func (x *PullKernelRequest) Reset() {
 	*x = PullKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[67]
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +3805,7 @@ func (x *PullKernelRequest) String() string {
 func (*PullKernelRequest) ProtoMessage() {}
 
 func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[67]
+	mi := &file_banger_v1_daemon_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +3818,7 @@ func (x *PullKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelRequest.ProtoReflect.Descriptor instead.
 func (*PullKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{67}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *PullKernelRequest) GetReference() string {
@@ -3708,7 +3844,7 @@ type PullKernelResponse struct {
 
 func (x *PullKernelResponse) Reset() {
 	*x = PullKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +3856,7 @@ func (x *PullKernelResponse) String() string {
 func (*PullKernelResponse) ProtoMessage() {}
 
 func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[68]
+	mi := &file_banger_v1_daemon_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +3869,7 @@ func (x *PullKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullKernelResponse.ProtoReflect.Descriptor instead.
 func (*PullKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{68}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PullKernelResponse) GetOperationId() string {
@@ -3756,7 +3892,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3768,7 +3904,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[69]
+	mi := &file_banger_v1_daemon_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3781,7 +3917,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{69}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ImportKernelRequest) GetName() string {
@@ -3828,7 +3964,7 @@ type ImportKernelResponse struct {
 
 func (x *ImportKernelResponse) Reset() {
 	*x = ImportKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	mi := &file_banger_v1_daemon_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3976,7 @@ func (x *ImportKernelResponse) String() string {
 func (*ImportKernelResponse) ProtoMessage() {}
 
 func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[70]
+	mi := &file_banger_v1_daemon_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +3989,7 @@ func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelResponse.ProtoReflect.Descriptor instead.
 func (*ImportKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{70}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ImportKernelResponse) GetOperationId() string {
@@ -3872,7 +4008,7 @@ type RemoveKernelRequest struct {
 
 func (x *RemoveKernelRequest) Reset() {
 	*x = RemoveKernelRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	mi := &file_banger_v1_daemon_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +4020,7 @@ func (x *RemoveKernelRequest) String() string {
 func (*RemoveKernelRequest) ProtoMessage() {}
 
 func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[71]
+	mi := &file_banger_v1_daemon_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +4033,7 @@ func (x *RemoveKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKernelRequest.ProtoReflect.Descriptor instead.
 func (*RemoveKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{71}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *RemoveKernelRequest) GetRef() string {
@@ -3918,7 +4054,7 @@ type RemoveKernelResponse struct {
 
 func (x *RemoveKernelResponse) Reset() {
 	*x = RemoveKernelResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[72]
+	mi := &file_banger_v1_daemon_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3930,7 +4066,7 @@ func (x *RemoveKernelResponse) String() string {
 func (*RemoveKernelResponse) ProtoMessage() {}
 
 func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[72]
+	mi := &file_banger_v1_daemon_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3943,7 +4079,7 @@ func (x *RemoveKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveKernelResponse.ProtoReflect.Descriptor instead.
 func (*RemoveKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{72}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RemoveKernelResponse) GetName() string {
@@ -3975,7 +4111,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[73]
+	mi := &file_banger_v1_daemon_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3987,7 +4123,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[73]
+	mi := &file_banger_v1_daemon_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4000,7 +4136,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{73}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{75}
 }
 
 type ListTemplatesResponse struct {
@@ -4014,7 +4150,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[74]
+	mi := &file_banger_v1_daemon_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4026,7 +4162,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[74]
+	mi := &file_banger_v1_daemon_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4039,7 +4175,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{74}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -4087,7 +4223,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[75]
+	mi := &file_banger_v1_daemon_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4099,7 +4235,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[75]
+	mi := &file_banger_v1_daemon_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4112,7 +4248,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{75}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Template) GetKey() string {
@@ -4229,7 +4365,7 @@ type RemoveTemplateRequest struct {
 
 func (x *RemoveTemplateRequest) Reset() {
 	*x = RemoveTemplateRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[76]
+	mi := &file_banger_v1_daemon_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4377,7 @@ func (x *RemoveTemplateRequest) String() string {
 func (*RemoveTemplateRequest) ProtoMessage() {}
 
 func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[76]
+	mi := &file_banger_v1_daemon_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4390,7 @@ func (x *RemoveTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateRequest.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{76}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *RemoveTemplateRequest) GetRef() string {
@@ -4274,7 +4410,7 @@ type RemoveTemplateResponse struct {
 
 func (x *RemoveTemplateResponse) Reset() {
 	*x = RemoveTemplateResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[77]
+	mi := &file_banger_v1_daemon_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4286,7 +4422,7 @@ func (x *RemoveTemplateResponse) String() string {
 func (*RemoveTemplateResponse) ProtoMessage() {}
 
 func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[77]
+	mi := &file_banger_v1_daemon_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4299,7 +4435,7 @@ func (x *RemoveTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveTemplateResponse.ProtoReflect.Descriptor instead.
 func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{77}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RemoveTemplateResponse) GetKey() string {
@@ -4326,7 +4462,7 @@ type PruneTemplatesRequest struct {
 
 func (x *PruneTemplatesRequest) Reset() {
 	*x = PruneTemplatesRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[78]
+	mi := &file_banger_v1_daemon_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4338,7 +4474,7 @@ func (x *PruneTemplatesRequest) String() string {
 func (*PruneTemplatesRequest) ProtoMessage() {}
 
 func (x *PruneTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[78]
+	mi := &file_banger_v1_daemon_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4351,7 +4487,7 @@ func (x *PruneTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*PruneTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{78}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *PruneTemplatesRequest) GetDryRun() bool {
@@ -4378,7 +4514,7 @@ type PruneTemplatesResponse struct {
 
 func (x *PruneTemplatesResponse) Reset() {
 	*x = PruneTemplatesResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[79]
+	mi := &file_banger_v1_daemon_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4390,7 +4526,7 @@ func (x *PruneTemplatesResponse) String() string {
 func (*PruneTemplatesResponse) ProtoMessage() {}
 
 func (x *PruneTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[79]
+	mi := &file_banger_v1_daemon_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4403,7 +4539,7 @@ func (x *PruneTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*PruneTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{79}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *PruneTemplatesResponse) GetPruned() []*Pruned {
@@ -4431,7 +4567,7 @@ type WarmTemplateRequest struct {
 
 func (x *WarmTemplateRequest) Reset() {
 	*x = WarmTemplateRequest{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[80]
+	mi := &file_banger_v1_daemon_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4579,7 @@ func (x *WarmTemplateRequest) String() string {
 func (*WarmTemplateRequest) ProtoMessage() {}
 
 func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[80]
+	mi := &file_banger_v1_daemon_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4592,7 @@ func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
 func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{80}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *WarmTemplateRequest) GetCpus() uint32 {
@@ -4489,7 +4625,7 @@ type WarmTemplateResponse struct {
 
 func (x *WarmTemplateResponse) Reset() {
 	*x = WarmTemplateResponse{}
-	mi := &file_banger_v1_daemon_proto_msgTypes[81]
+	mi := &file_banger_v1_daemon_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4501,7 +4637,7 @@ func (x *WarmTemplateResponse) String() string {
 func (*WarmTemplateResponse) ProtoMessage() {}
 
 func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_daemon_proto_msgTypes[81]
+	mi := &file_banger_v1_daemon_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4514,7 +4650,7 @@ func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
 func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{81}
+	return file_banger_v1_daemon_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *WarmTemplateResponse) GetOperationId() string {
@@ -4579,7 +4715,16 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"$\n" +
 	"\x10SuspendVMRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"S\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"\xab\x01\n" +
+	"\rForkVMRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\x12\x14\n" +
+	"\x05names\x18\x03 \x03(\tR\x05names\x12\x1b\n" +
+	"\tdisk_only\x18\x04 \x01(\bR\bdiskOnly\x12\x19\n" +
+	"\bno_start\x18\x05 \x01(\bR\anoStart\x12$\n" +
+	"\x0eremove_on_exit\x18\x06 \x01(\bR\fremoveOnExit\"3\n" +
+	"\x0eForkVMResponse\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"S\n" +
 	"\x10RestartVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x19\n" +
 	"\bgrace_ms\x18\x02 \x01(\x03R\agraceMs\x12\x12\n" +
@@ -4590,7 +4735,7 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"7\n" +
 	"\x0fRenameVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\xf2\x03\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x9c\x04\n" +
 	"\fSetVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x17\n" +
 	"\x04cpus\x18\x02 \x01(\rH\x00R\x04cpus\x88\x01\x01\x12&\n" +
@@ -4603,7 +4748,8 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\vdescription\x18\a \x01(\tH\x05R\vdescription\x88\x01\x01\x12E\n" +
 	"\n" +
 	"set_labels\x18\b \x03(\v2&.banger.v1.SetVMRequest.SetLabelsEntryR\tsetLabels\x12#\n" +
-	"\rremove_labels\x18\t \x03(\tR\fremoveLabels\x1a<\n" +
+	"\rremove_labels\x18\t \x03(\tR\fremoveLabels\x12\x1c\n" +
+	"\ano_fork\x18( \x01(\tH\x06R\x06noFork\x88\x01\x01\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
@@ -4613,7 +4759,9 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\r_auto_stop_msB\n" +
 	"\n" +
 	"\b_restartB\x0e\n" +
-	"\f_description\"8\n" +
+	"\f_descriptionB\n" +
+	"\n" +
+	"\b_no_fork\"8\n" +
 	"\x0eResetVMRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"9\n" +
@@ -4849,7 +4997,7 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\rDaemonService\x12:\n" +
 	"\x05Hello\x12\x17.banger.v1.HelloRequest\x1a\x18.banger.v1.HelloResponse\x12=\n" +
 	"\x06Status\x12\x18.banger.v1.StatusRequest\x1a\x19.banger.v1.StatusResponse\x12C\n" +
-	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xf9\x06\n" +
+	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponse2\xb6\a\n" +
 	"\tVMService\x12A\n" +
 	"\x06Create\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse\x121\n" +
 	"\x05Start\x12\x19.banger.v1.StartVMRequest\x1a\r.banger.v1.VM\x12/\n" +
@@ -4866,7 +5014,8 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x03Set\x12\x17.banger.v1.SetVMRequest\x1a\r.banger.v1.VM\x121\n" +
 	"\x05Reset\x12\x19.banger.v1.ResetVMRequest\x1a\r.banger.v1.VM\x12/\n" +
 	"\x04Wait\x12\x18.banger.v1.WaitVMRequest\x1a\r.banger.v1.VM\x12C\n" +
-	"\bEndpoint\x12\x1a.banger.v1.EndpointRequest\x1a\x1b.banger.v1.EndpointResponse2\xe6\x02\n" +
+	"\bEndpoint\x12\x1a.banger.v1.EndpointRequest\x1a\x1b.banger.v1.EndpointResponse\x12;\n" +
+	"\x04Fork\x12\x18.banger.v1.ForkVMRequest\x1a\x19.banger.v1.ForkVMResponse2\xe6\x02\n" +
 	"\x10OperationService\x12;\n" +
 	"\x03Get\x12\x1e.banger.v1.GetOperationRequest\x1a\x14.banger.v1.Operation\x12K\n" +
 	"\x04List\x12 .banger.v1.ListOperationsRequest\x1a!.banger.v1.ListOperationsResponse\x12A\n" +
@@ -4916,7 +5065,7 @@ func file_banger_v1_daemon_proto_rawDescGZIP() []byte {
 	return file_banger_v1_daemon_proto_rawDescData
 }
 
-var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 83)
+var file_banger_v1_daemon_proto_msgTypes = make([]protoimpl.MessageInfo, 85)
 var file_banger_v1_daemon_proto_goTypes = []any{
 	(*HelloRequest)(nil),           // 0: banger.v1.HelloRequest
 	(*HelloResponse)(nil),          // 1: banger.v1.HelloResponse
@@ -4932,100 +5081,102 @@ var file_banger_v1_daemon_proto_goTypes = []any{
 	(*RemoveVMRequest)(nil),        // 11: banger.v1.RemoveVMRequest
 	(*RemoveVMResponse)(nil),       // 12: banger.v1.RemoveVMResponse
 	(*SuspendVMRequest)(nil),       // 13: banger.v1.SuspendVMRequest
-	(*RestartVMRequest)(nil),       // 14: banger.v1.RestartVMRequest
-	(*PauseVMRequest)(nil),         // 15: banger.v1.PauseVMRequest
-	(*UnpauseVMRequest)(nil),       // 16: banger.v1.UnpauseVMRequest
-	(*RenameVMRequest)(nil),        // 17: banger.v1.RenameVMRequest
-	(*SetVMRequest)(nil),           // 18: banger.v1.SetVMRequest
-	(*ResetVMRequest)(nil),         // 19: banger.v1.ResetVMRequest
-	(*WaitVMRequest)(nil),          // 20: banger.v1.WaitVMRequest
-	(*ListVMsRequest)(nil),         // 21: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 22: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 23: banger.v1.GetVMRequest
-	(*EndpointRequest)(nil),        // 24: banger.v1.EndpointRequest
-	(*EndpointResponse)(nil),       // 25: banger.v1.EndpointResponse
-	(*OperationLogsRequest)(nil),   // 26: banger.v1.OperationLogsRequest
-	(*OperationLog)(nil),           // 27: banger.v1.OperationLog
-	(*GetOperationRequest)(nil),    // 28: banger.v1.GetOperationRequest
-	(*ListOperationsRequest)(nil),  // 29: banger.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 30: banger.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),  // 31: banger.v1.WatchOperationRequest
-	(*CancelOperationRequest)(nil), // 32: banger.v1.CancelOperationRequest
-	(*ListEventsRequest)(nil),      // 33: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 34: banger.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),     // 35: banger.v1.WatchEventsRequest
-	(*FsckRequest)(nil),            // 36: banger.v1.FsckRequest
-	(*FsckResponse)(nil),           // 37: banger.v1.FsckResponse
-	(*Finding)(nil),                // 38: banger.v1.Finding
-	(*ListImagesRequest)(nil),      // 39: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 40: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 41: banger.v1.GetImageRequest
-	(*ImageCatalogRequest)(nil),    // 42: banger.v1.ImageCatalogRequest
-	(*ImageCatalogResponse)(nil),   // 43: banger.v1.ImageCatalogResponse
-	(*PullImageRequest)(nil),       // 44: banger.v1.PullImageRequest
-	(*PullImageResponse)(nil),      // 45: banger.v1.PullImageResponse
-	(*RegisterImageRequest)(nil),   // 46: banger.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),  // 47: banger.v1.RegisterImageResponse
-	(*PromoteImageRequest)(nil),    // 48: banger.v1.PromoteImageRequest
-	(*PromoteImageResponse)(nil),   // 49: banger.v1.PromoteImageResponse
-	(*TagImageRequest)(nil),        // 50: banger.v1.TagImageRequest
-	(*RemoveImageRequest)(nil),     // 51: banger.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),    // 52: banger.v1.RemoveImageResponse
-	(*PruneImagesRequest)(nil),     // 53: banger.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),    // 54: banger.v1.PruneImagesResponse
-	(*BuildImageRequest)(nil),      // 55: banger.v1.BuildImageRequest
-	(*BuildImageResponse)(nil),     // 56: banger.v1.BuildImageResponse
-	(*ExportImageRequest)(nil),     // 57: banger.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),    // 58: banger.v1.ExportImageResponse
-	(*PushImageRequest)(nil),       // 59: banger.v1.PushImageRequest
-	(*PushImageResponse)(nil),      // 60: banger.v1.PushImageResponse
-	(*Pruned)(nil),                 // 61: banger.v1.Pruned
-	(*ListKernelsRequest)(nil),     // 62: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 63: banger.v1.ListKernelsResponse
-	(*GetKernelRequest)(nil),       // 64: banger.v1.GetKernelRequest
-	(*KernelCatalogRequest)(nil),   // 65: banger.v1.KernelCatalogRequest
-	(*KernelCatalogResponse)(nil),  // 66: banger.v1.KernelCatalogResponse
-	(*PullKernelRequest)(nil),      // 67: banger.v1.PullKernelRequest
-	(*PullKernelResponse)(nil),     // 68: banger.v1.PullKernelResponse
-	(*ImportKernelRequest)(nil),    // 69: banger.v1.ImportKernelRequest
-	(*ImportKernelResponse)(nil),   // 70: banger.v1.ImportKernelResponse
-	(*RemoveKernelRequest)(nil),    // 71: banger.v1.RemoveKernelRequest
-	(*RemoveKernelResponse)(nil),   // 72: banger.v1.RemoveKernelResponse
-	(*ListTemplatesRequest)(nil),   // 73: banger.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),  // 74: banger.v1.ListTemplatesResponse
-	(*Template)(nil),               // 75: banger.v1.Template
-	(*RemoveTemplateRequest)(nil),  // 76: banger.v1.RemoveTemplateRequest
-	(*RemoveTemplateResponse)(nil), // 77: banger.v1.RemoveTemplateResponse
-	(*PruneTemplatesRequest)(nil),  // 78: banger.v1.PruneTemplatesRequest
-	(*PruneTemplatesResponse)(nil), // 79: banger.v1.PruneTemplatesResponse
-	(*WarmTemplateRequest)(nil),    // 80: banger.v1.WarmTemplateRequest
-	(*WarmTemplateResponse)(nil),   // 81: banger.v1.WarmTemplateResponse
-	nil,                            // 82: banger.v1.SetVMRequest.SetLabelsEntry
-	(*VMSpec)(nil),                 // 83: banger.v1.VMSpec
-	(*VM)(nil),                     // 84: banger.v1.VM
-	(*ImageConfig)(nil),            // 85: banger.v1.ImageConfig
-	(*Operation)(nil),              // 86: banger.v1.Operation
-	(*Event)(nil),                  // 87: banger.v1.Event
-	(*Image)(nil),                  // 88: banger.v1.Image
-	(*CatalogEntry)(nil),           // 89: banger.v1.CatalogEntry
-	(*Kernel)(nil),                 // 90: banger.v1.Kernel
+	(*ForkVMRequest)(nil),          // 14: banger.v1.ForkVMRequest
+	(*ForkVMResponse)(nil),         // 15: banger.v1.ForkVMResponse
+	(*RestartVMRequest)(nil),       // 16: banger.v1.RestartVMRequest
+	(*PauseVMRequest)(nil),         // 17: banger.v1.PauseVMRequest
+	(*UnpauseVMRequest)(nil),       // 18: banger.v1.UnpauseVMRequest
+	(*RenameVMRequest)(nil),        // 19: banger.v1.RenameVMRequest
+	(*SetVMRequest)(nil),           // 20: banger.v1.SetVMRequest
+	(*ResetVMRequest)(nil),         // 21: banger.v1.ResetVMRequest
+	(*WaitVMRequest)(nil),          // 22: banger.v1.WaitVMRequest
+	(*ListVMsRequest)(nil),         // 23: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 24: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 25: banger.v1.GetVMRequest
+	(*EndpointRequest)(nil),        // 26: banger.v1.EndpointRequest
+	(*EndpointResponse)(nil),       // 27: banger.v1.EndpointResponse
+	(*OperationLogsRequest)(nil),   // 28: banger.v1.OperationLogsRequest
+	(*OperationLog)(nil),           // 29: banger.v1.OperationLog
+	(*GetOperationRequest)(nil),    // 30: banger.v1.GetOperationRequest
+	(*ListOperationsRequest)(nil),  // 31: banger.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 32: banger.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),  // 33: banger.v1.WatchOperationRequest
+	(*CancelOperationRequest)(nil), // 34: banger.v1.CancelOperationRequest
+	(*ListEventsRequest)(nil),      // 35: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 36: banger.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),     // 37: banger.v1.WatchEventsRequest
+	(*FsckRequest)(nil),            // 38: banger.v1.FsckRequest
+	(*FsckResponse)(nil),           // 39: banger.v1.FsckResponse
+	(*Finding)(nil),                // 40: banger.v1.Finding
+	(*ListImagesRequest)(nil),      // 41: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 42: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 43: banger.v1.GetImageRequest
+	(*ImageCatalogRequest)(nil),    // 44: banger.v1.ImageCatalogRequest
+	(*ImageCatalogResponse)(nil),   // 45: banger.v1.ImageCatalogResponse
+	(*PullImageRequest)(nil),       // 46: banger.v1.PullImageRequest
+	(*PullImageResponse)(nil),      // 47: banger.v1.PullImageResponse
+	(*RegisterImageRequest)(nil),   // 48: banger.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),  // 49: banger.v1.RegisterImageResponse
+	(*PromoteImageRequest)(nil),    // 50: banger.v1.PromoteImageRequest
+	(*PromoteImageResponse)(nil),   // 51: banger.v1.PromoteImageResponse
+	(*TagImageRequest)(nil),        // 52: banger.v1.TagImageRequest
+	(*RemoveImageRequest)(nil),     // 53: banger.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),    // 54: banger.v1.RemoveImageResponse
+	(*PruneImagesRequest)(nil),     // 55: banger.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),    // 56: banger.v1.PruneImagesResponse
+	(*BuildImageRequest)(nil),      // 57: banger.v1.BuildImageRequest
+	(*BuildImageResponse)(nil),     // 58: banger.v1.BuildImageResponse
+	(*ExportImageRequest)(nil),     // 59: banger.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),    // 60: banger.v1.ExportImageResponse
+	(*PushImageRequest)(nil),       // 61: banger.v1.PushImageRequest
+	(*PushImageResponse)(nil),      // 62: banger.v1.PushImageResponse
+	(*Pruned)(nil),                 // 63: banger.v1.Pruned
+	(*ListKernelsRequest)(nil),     // 64: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 65: banger.v1.ListKernelsResponse
+	(*GetKernelRequest)(nil),       // 66: banger.v1.GetKernelRequest
+	(*KernelCatalogRequest)(nil),   // 67: banger.v1.KernelCatalogRequest
+	(*KernelCatalogResponse)(nil),  // 68: banger.v1.KernelCatalogResponse
+	(*PullKernelRequest)(nil),      // 69: banger.v1.PullKernelRequest
+	(*PullKernelResponse)(nil),     // 70: banger.v1.PullKernelResponse
+	(*ImportKernelRequest)(nil),    // 71: banger.v1.ImportKernelRequest
+	(*ImportKernelResponse)(nil),   // 72: banger.v1.ImportKernelResponse
+	(*RemoveKernelRequest)(nil),    // 73: banger.v1.RemoveKernelRequest
+	(*RemoveKernelResponse)(nil),   // 74: banger.v1.RemoveKernelResponse
+	(*ListTemplatesRequest)(nil),   // 75: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 76: banger.v1.ListTemplatesResponse
+	(*Template)(nil),               // 77: banger.v1.Template
+	(*RemoveTemplateRequest)(nil),  // 78: banger.v1.RemoveTemplateRequest
+	(*RemoveTemplateResponse)(nil), // 79: banger.v1.RemoveTemplateResponse
+	(*PruneTemplatesRequest)(nil),  // 80: banger.v1.PruneTemplatesRequest
+	(*PruneTemplatesResponse)(nil), // 81: banger.v1.PruneTemplatesResponse
+	(*WarmTemplateRequest)(nil),    // 82: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 83: banger.v1.WarmTemplateResponse
+	nil,                            // 84: banger.v1.SetVMRequest.SetLabelsEntry
+	(*VMSpec)(nil),                 // 85: banger.v1.VMSpec
+	(*VM)(nil),                     // 86: banger.v1.VM
+	(*ImageConfig)(nil),            // 87: banger.v1.ImageConfig
+	(*Operation)(nil),              // 88: banger.v1.Operation
+	(*Event)(nil),                  // 89: banger.v1.Event
+	(*Image)(nil),                  // 90: banger.v1.Image
+	(*CatalogEntry)(nil),           // 91: banger.v1.CatalogEntry
+	(*Kernel)(nil),                 // 92: banger.v1.Kernel
 }
 var file_banger_v1_daemon_proto_depIdxs = []int32{
-	83, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	82, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
-	84, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	84, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
-	85, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
-	86, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
-	87, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	38, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
-	88, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	89, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	61, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
-	90, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	89, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
-	75, // 13: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	61, // 14: banger.v1.PruneTemplatesResponse.pruned:type_name -> banger.v1.Pruned
+	85, // 0: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	84, // 1: banger.v1.SetVMRequest.set_labels:type_name -> banger.v1.SetVMRequest.SetLabelsEntry
+	86, // 2: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	86, // 3: banger.v1.EndpointResponse.vm:type_name -> banger.v1.VM
+	87, // 4: banger.v1.EndpointResponse.config:type_name -> banger.v1.ImageConfig
+	88, // 5: banger.v1.ListOperationsResponse.operations:type_name -> banger.v1.Operation
+	89, // 6: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	40, // 7: banger.v1.FsckResponse.findings:type_name -> banger.v1.Finding
+	90, // 8: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	91, // 9: banger.v1.ImageCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	63, // 10: banger.v1.PruneImagesResponse.pruned:type_name -> banger.v1.Pruned
+	92, // 11: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	91, // 12: banger.v1.KernelCatalogResponse.entries:type_name -> banger.v1.CatalogEntry
+	77, // 13: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	63, // 14: banger.v1.PruneTemplatesResponse.pruned:type_name -> banger.v1.Pruned
 	0,  // 15: banger.v1.DaemonService.Hello:input_type -> banger.v1.HelloRequest
 	2,  // 16: banger.v1.DaemonService.Status:input_type -> banger.v1.StatusRequest
 	4,  // 17: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
@@ -5034,98 +5185,100 @@ var file_banger_v1_daemon_proto_depIdxs = []int32{
 	9,  // 20: banger.v1.VMService.Stop:input_type -> banger.v1.StopVMRequest
 	10, // 21: banger.v1.VMService.Kill:input_type -> banger.v1.KillVMRequest
 	11, // 22: banger.v1.VMService.Remove:input_type -> banger.v1.RemoveVMRequest
-	21, // 23: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
-	23, // 24: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
-	14, // 25: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
-	15, // 26: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
-	16, // 27: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
+	23, // 23: banger.v1.VMService.List:input_type -> banger.v1.ListVMsRequest
+	25, // 24: banger.v1.VMService.Get:input_type -> banger.v1.GetVMRequest
+	16, // 25: banger.v1.VMService.Restart:input_type -> banger.v1.RestartVMRequest
+	17, // 26: banger.v1.VMService.Pause:input_type -> banger.v1.PauseVMRequest
+	18, // 27: banger.v1.VMService.Unpause:input_type -> banger.v1.UnpauseVMRequest
 	13, // 28: banger.v1.VMService.Suspend:input_type -> banger.v1.SuspendVMRequest
-	17, // 29: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
-	18, // 30: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
-	19, // 31: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
-	20, // 32: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
-	24, // 33: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
-	28, // 34: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
-	29, // 35: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
-	31, // 36: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
-	32, // 37: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
-	26, // 38: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
-	33, // 39: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
-	35, // 40: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
-	36, // 41: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
-	39, // 42: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
-	41, // 43: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
-	42, // 44: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
-	44, // 45: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
-	46, // 46: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
-	48, // 47: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
-	50, // 48: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
-	51, // 49: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
-	53, // 50: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
-	55, // 51: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
-	57, // 52: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
-	59, // 53: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
-	62, // 54: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
-	64, // 55: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
-	65, // 56: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
-	67, // 57: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
-	69, // 58: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
-	71, // 59: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
-	73, // 60: banger.v1.TemplateService.List:input_type -> banger.v1.ListTemplatesRequest
-	76, // 61: banger.v1.TemplateService.Remove:input_type -> banger.v1.RemoveTemplateRequest
-	78, // 62: banger.v1.TemplateService.Prune:input_type -> banger.v1.PruneTemplatesRequest
-	80, // 63: banger.v1.TemplateService.Warm:input_type -> banger.v1.WarmTemplateRequest
-	1,  // 64: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
-	3,  // 65: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
-	5,  // 66: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	7,  // 67: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
-	84, // 68: banger.v1.VMService.Start:output_type -> banger.v1.VM
-	84, // 69: banger.v1.VMService.Stop:output_type -> banger.v1.VM
-	84, // 70: banger.v1.VMService.Kill:output_type -> banger.v1.VM
-	12, // 71: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
-	22, // 72: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
-	84, // 73: banger.v1.VMService.Get:output_type -> banger.v1.VM
-	84, // 74: banger.v1.VMService.Restart:output_type -> banger.v1.VM
-	84, // 75: banger.v1.VMService.Pause:output_type -> banger.v1.VM
-	84, // 76: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
-	84, // 77: banger.v1.VMService.Suspend:output_type -> banger.v1.VM
-	84, // 78: banger.v1.VMService.Rename:output_type -> banger.v1.VM
-	84, // 79: banger.v1.VMService.Set:output_type -> banger.v1.VM
-	84, // 80: banger.v1.VMService.Reset:output_type -> banger.v1.VM
-	84, // 81: banger.v1.VMService.Wait:output_type -> banger.v1.VM
-	25, // 82: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
-	86, // 83: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
-	30, // 84: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
-	86, // 85: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
-	86, // 86: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
-	27, // 87: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
-	34, // 88: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
-	87, // 89: banger.v1.EventService.Watch:output_type -> banger.v1.Event
-	37, // 90: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
-	40, // 91: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
-	88, // 92: banger.v1.ImageService.Get:output_type -> banger.v1.Image
-	43, // 93: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
-	45, // 94: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
-	47, // 95: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
-	49, // 96: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
-	88, // 97: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
-	52, // 98: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
-	54, // 99: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
-	56, // 100: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
-	58, // 101: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
-	60, // 102: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
-	63, // 103: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
-	90, // 104: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
-	66, // 105: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
-	68, // 106: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
-	70, // 107: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
-	72, // 108: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
-	74, // 109: banger.v1.TemplateService.List:output_type -> banger.v1.ListTemplatesResponse
-	77, // 110: banger.v1.TemplateService.Remove:output_type -> banger.v1.RemoveTemplateResponse
-	79, // 111: banger.v1.TemplateService.Prune:output_type -> banger.v1.PruneTemplatesResponse
-	81, // 112: banger.v1.TemplateService.Warm:output_type -> banger.v1.WarmTemplateResponse
-	64, // [64:113] is the sub-list for method output_type
-	15, // [15:64] is the sub-list for method input_type
+	19, // 29: banger.v1.VMService.Rename:input_type -> banger.v1.RenameVMRequest
+	20, // 30: banger.v1.VMService.Set:input_type -> banger.v1.SetVMRequest
+	21, // 31: banger.v1.VMService.Reset:input_type -> banger.v1.ResetVMRequest
+	22, // 32: banger.v1.VMService.Wait:input_type -> banger.v1.WaitVMRequest
+	26, // 33: banger.v1.VMService.Endpoint:input_type -> banger.v1.EndpointRequest
+	14, // 34: banger.v1.VMService.Fork:input_type -> banger.v1.ForkVMRequest
+	30, // 35: banger.v1.OperationService.Get:input_type -> banger.v1.GetOperationRequest
+	31, // 36: banger.v1.OperationService.List:input_type -> banger.v1.ListOperationsRequest
+	33, // 37: banger.v1.OperationService.Watch:input_type -> banger.v1.WatchOperationRequest
+	34, // 38: banger.v1.OperationService.Cancel:input_type -> banger.v1.CancelOperationRequest
+	28, // 39: banger.v1.OperationService.Logs:input_type -> banger.v1.OperationLogsRequest
+	35, // 40: banger.v1.EventService.List:input_type -> banger.v1.ListEventsRequest
+	37, // 41: banger.v1.EventService.Watch:input_type -> banger.v1.WatchEventsRequest
+	38, // 42: banger.v1.FsckService.Check:input_type -> banger.v1.FsckRequest
+	41, // 43: banger.v1.ImageService.List:input_type -> banger.v1.ListImagesRequest
+	43, // 44: banger.v1.ImageService.Get:input_type -> banger.v1.GetImageRequest
+	44, // 45: banger.v1.ImageService.Catalog:input_type -> banger.v1.ImageCatalogRequest
+	46, // 46: banger.v1.ImageService.Pull:input_type -> banger.v1.PullImageRequest
+	48, // 47: banger.v1.ImageService.Register:input_type -> banger.v1.RegisterImageRequest
+	50, // 48: banger.v1.ImageService.Promote:input_type -> banger.v1.PromoteImageRequest
+	52, // 49: banger.v1.ImageService.Tag:input_type -> banger.v1.TagImageRequest
+	53, // 50: banger.v1.ImageService.Remove:input_type -> banger.v1.RemoveImageRequest
+	55, // 51: banger.v1.ImageService.Prune:input_type -> banger.v1.PruneImagesRequest
+	57, // 52: banger.v1.ImageService.Build:input_type -> banger.v1.BuildImageRequest
+	59, // 53: banger.v1.ImageService.Export:input_type -> banger.v1.ExportImageRequest
+	61, // 54: banger.v1.ImageService.Push:input_type -> banger.v1.PushImageRequest
+	64, // 55: banger.v1.KernelService.List:input_type -> banger.v1.ListKernelsRequest
+	66, // 56: banger.v1.KernelService.Get:input_type -> banger.v1.GetKernelRequest
+	67, // 57: banger.v1.KernelService.Catalog:input_type -> banger.v1.KernelCatalogRequest
+	69, // 58: banger.v1.KernelService.Pull:input_type -> banger.v1.PullKernelRequest
+	71, // 59: banger.v1.KernelService.Import:input_type -> banger.v1.ImportKernelRequest
+	73, // 60: banger.v1.KernelService.Remove:input_type -> banger.v1.RemoveKernelRequest
+	75, // 61: banger.v1.TemplateService.List:input_type -> banger.v1.ListTemplatesRequest
+	78, // 62: banger.v1.TemplateService.Remove:input_type -> banger.v1.RemoveTemplateRequest
+	80, // 63: banger.v1.TemplateService.Prune:input_type -> banger.v1.PruneTemplatesRequest
+	82, // 64: banger.v1.TemplateService.Warm:input_type -> banger.v1.WarmTemplateRequest
+	1,  // 65: banger.v1.DaemonService.Hello:output_type -> banger.v1.HelloResponse
+	3,  // 66: banger.v1.DaemonService.Status:output_type -> banger.v1.StatusResponse
+	5,  // 67: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	7,  // 68: banger.v1.VMService.Create:output_type -> banger.v1.CreateVMResponse
+	86, // 69: banger.v1.VMService.Start:output_type -> banger.v1.VM
+	86, // 70: banger.v1.VMService.Stop:output_type -> banger.v1.VM
+	86, // 71: banger.v1.VMService.Kill:output_type -> banger.v1.VM
+	12, // 72: banger.v1.VMService.Remove:output_type -> banger.v1.RemoveVMResponse
+	24, // 73: banger.v1.VMService.List:output_type -> banger.v1.ListVMsResponse
+	86, // 74: banger.v1.VMService.Get:output_type -> banger.v1.VM
+	86, // 75: banger.v1.VMService.Restart:output_type -> banger.v1.VM
+	86, // 76: banger.v1.VMService.Pause:output_type -> banger.v1.VM
+	86, // 77: banger.v1.VMService.Unpause:output_type -> banger.v1.VM
+	86, // 78: banger.v1.VMService.Suspend:output_type -> banger.v1.VM
+	86, // 79: banger.v1.VMService.Rename:output_type -> banger.v1.VM
+	86, // 80: banger.v1.VMService.Set:output_type -> banger.v1.VM
+	86, // 81: banger.v1.VMService.Reset:output_type -> banger.v1.VM
+	86, // 82: banger.v1.VMService.Wait:output_type -> banger.v1.VM
+	27, // 83: banger.v1.VMService.Endpoint:output_type -> banger.v1.EndpointResponse
+	15, // 84: banger.v1.VMService.Fork:output_type -> banger.v1.ForkVMResponse
+	88, // 85: banger.v1.OperationService.Get:output_type -> banger.v1.Operation
+	32, // 86: banger.v1.OperationService.List:output_type -> banger.v1.ListOperationsResponse
+	88, // 87: banger.v1.OperationService.Watch:output_type -> banger.v1.Operation
+	88, // 88: banger.v1.OperationService.Cancel:output_type -> banger.v1.Operation
+	29, // 89: banger.v1.OperationService.Logs:output_type -> banger.v1.OperationLog
+	36, // 90: banger.v1.EventService.List:output_type -> banger.v1.ListEventsResponse
+	89, // 91: banger.v1.EventService.Watch:output_type -> banger.v1.Event
+	39, // 92: banger.v1.FsckService.Check:output_type -> banger.v1.FsckResponse
+	42, // 93: banger.v1.ImageService.List:output_type -> banger.v1.ListImagesResponse
+	90, // 94: banger.v1.ImageService.Get:output_type -> banger.v1.Image
+	45, // 95: banger.v1.ImageService.Catalog:output_type -> banger.v1.ImageCatalogResponse
+	47, // 96: banger.v1.ImageService.Pull:output_type -> banger.v1.PullImageResponse
+	49, // 97: banger.v1.ImageService.Register:output_type -> banger.v1.RegisterImageResponse
+	51, // 98: banger.v1.ImageService.Promote:output_type -> banger.v1.PromoteImageResponse
+	90, // 99: banger.v1.ImageService.Tag:output_type -> banger.v1.Image
+	54, // 100: banger.v1.ImageService.Remove:output_type -> banger.v1.RemoveImageResponse
+	56, // 101: banger.v1.ImageService.Prune:output_type -> banger.v1.PruneImagesResponse
+	58, // 102: banger.v1.ImageService.Build:output_type -> banger.v1.BuildImageResponse
+	60, // 103: banger.v1.ImageService.Export:output_type -> banger.v1.ExportImageResponse
+	62, // 104: banger.v1.ImageService.Push:output_type -> banger.v1.PushImageResponse
+	65, // 105: banger.v1.KernelService.List:output_type -> banger.v1.ListKernelsResponse
+	92, // 106: banger.v1.KernelService.Get:output_type -> banger.v1.Kernel
+	68, // 107: banger.v1.KernelService.Catalog:output_type -> banger.v1.KernelCatalogResponse
+	70, // 108: banger.v1.KernelService.Pull:output_type -> banger.v1.PullKernelResponse
+	72, // 109: banger.v1.KernelService.Import:output_type -> banger.v1.ImportKernelResponse
+	74, // 110: banger.v1.KernelService.Remove:output_type -> banger.v1.RemoveKernelResponse
+	76, // 111: banger.v1.TemplateService.List:output_type -> banger.v1.ListTemplatesResponse
+	79, // 112: banger.v1.TemplateService.Remove:output_type -> banger.v1.RemoveTemplateResponse
+	81, // 113: banger.v1.TemplateService.Prune:output_type -> banger.v1.PruneTemplatesResponse
+	83, // 114: banger.v1.TemplateService.Warm:output_type -> banger.v1.WarmTemplateResponse
+	65, // [65:115] is the sub-list for method output_type
+	15, // [15:65] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -5137,14 +5290,14 @@ func file_banger_v1_daemon_proto_init() {
 		return
 	}
 	file_banger_v1_common_proto_init()
-	file_banger_v1_daemon_proto_msgTypes[18].OneofWrappers = []any{}
+	file_banger_v1_daemon_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_daemon_proto_rawDesc), len(file_banger_v1_daemon_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   83,
+			NumMessages:   85,
 			NumExtensions: 0,
 			NumServices:   8,
 		},

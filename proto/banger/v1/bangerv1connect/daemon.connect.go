@@ -86,6 +86,8 @@ const (
 	VMServiceWaitProcedure = "/banger.v1.VMService/Wait"
 	// VMServiceEndpointProcedure is the fully-qualified name of the VMService's Endpoint RPC.
 	VMServiceEndpointProcedure = "/banger.v1.VMService/Endpoint"
+	// VMServiceForkProcedure is the fully-qualified name of the VMService's Fork RPC.
+	VMServiceForkProcedure = "/banger.v1.VMService/Fork"
 	// OperationServiceGetProcedure is the fully-qualified name of the OperationService's Get RPC.
 	OperationServiceGetProcedure = "/banger.v1.OperationService/Get"
 	// OperationServiceListProcedure is the fully-qualified name of the OperationService's List RPC.
@@ -298,6 +300,8 @@ type VMServiceClient interface {
 	Wait(context.Context, *connect.Request[v1.WaitVMRequest]) (*connect.Response[v1.VM], error)
 	// Endpoint tells where the VM's supervisor listens, so that streams go straight to it.
 	Endpoint(context.Context, *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error)
+	// Fork begins an operation that makes more VMs of one; its result_id is their ids with commas between. All or none.
+	Fork(context.Context, *connect.Request[v1.ForkVMRequest]) (*connect.Response[v1.ForkVMResponse], error)
 }
 
 // NewVMServiceClient constructs a client for the banger.v1.VMService service. By default, it uses
@@ -407,6 +411,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("Endpoint")),
 			connect.WithClientOptions(opts...),
 		),
+		fork: connect.NewClient[v1.ForkVMRequest, v1.ForkVMResponse](
+			httpClient,
+			baseURL+VMServiceForkProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("Fork")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -428,6 +438,7 @@ type vMServiceClient struct {
 	reset    *connect.Client[v1.ResetVMRequest, v1.VM]
 	wait     *connect.Client[v1.WaitVMRequest, v1.VM]
 	endpoint *connect.Client[v1.EndpointRequest, v1.EndpointResponse]
+	fork     *connect.Client[v1.ForkVMRequest, v1.ForkVMResponse]
 }
 
 // Create calls banger.v1.VMService.Create.
@@ -510,6 +521,11 @@ func (c *vMServiceClient) Endpoint(ctx context.Context, req *connect.Request[v1.
 	return c.endpoint.CallUnary(ctx, req)
 }
 
+// Fork calls banger.v1.VMService.Fork.
+func (c *vMServiceClient) Fork(ctx context.Context, req *connect.Request[v1.ForkVMRequest]) (*connect.Response[v1.ForkVMResponse], error) {
+	return c.fork.CallUnary(ctx, req)
+}
+
 // VMServiceHandler is an implementation of the banger.v1.VMService service.
 type VMServiceHandler interface {
 	// Create begins an operation whose result_id is the new VM's id. With start, it ends when the guest is ready.
@@ -536,6 +552,8 @@ type VMServiceHandler interface {
 	Wait(context.Context, *connect.Request[v1.WaitVMRequest]) (*connect.Response[v1.VM], error)
 	// Endpoint tells where the VM's supervisor listens, so that streams go straight to it.
 	Endpoint(context.Context, *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error)
+	// Fork begins an operation that makes more VMs of one; its result_id is their ids with commas between. All or none.
+	Fork(context.Context, *connect.Request[v1.ForkVMRequest]) (*connect.Response[v1.ForkVMResponse], error)
 }
 
 // NewVMServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -641,6 +659,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("Endpoint")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceForkHandler := connect.NewUnaryHandler(
+		VMServiceForkProcedure,
+		svc.Fork,
+		connect.WithSchema(vMServiceMethods.ByName("Fork")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.VMService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VMServiceCreateProcedure:
@@ -675,6 +699,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceWaitHandler.ServeHTTP(w, r)
 		case VMServiceEndpointProcedure:
 			vMServiceEndpointHandler.ServeHTTP(w, r)
+		case VMServiceForkProcedure:
+			vMServiceForkHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -746,6 +772,10 @@ func (UnimplementedVMServiceHandler) Wait(context.Context, *connect.Request[v1.W
 
 func (UnimplementedVMServiceHandler) Endpoint(context.Context, *connect.Request[v1.EndpointRequest]) (*connect.Response[v1.EndpointResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Endpoint is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) Fork(context.Context, *connect.Request[v1.ForkVMRequest]) (*connect.Response[v1.ForkVMResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.Fork is not implemented"))
 }
 
 // OperationServiceClient is a client for the banger.v1.OperationService service.
