@@ -137,6 +137,9 @@ func (f *fleet) adoptDir(ctx context.Context, id vm.ID) error {
 	if err != nil {
 		return err
 	}
+	if now, err := f.store.VM(ctx, id); err == nil && now.Address != r.Address { // another VM has it, or there was none
+		f.syncRecord(ctx, now)
+	}
 	if v.State.Live() {
 		if err := f.store.SetPending(ctx, id, f.pendingOf(id, v.Spec)); err != nil {
 			return err
