@@ -56,15 +56,11 @@ func (f *fleet) snapshot(ctx context.Context, v store.VM, opt snapshotOptions, r
 	}
 	var u undo.Stack
 	defer func() { f.undo(ctx, &u, v.ID) }()
-	u.Add("remove what was saved", func(context.Context) error { return set.Abandon(m.Name) })
 	dir, err := set.Begin(m.Name)
-	if fault.Is(err, fault.Exists) {
-		u.Disarm()
-		return none, err
-	}
 	if err != nil {
 		return none, withClass(err)
 	}
+	u.Add("remove what was saved", func(context.Context) error { return os.RemoveAll(dir) })
 	if err := f.cfg.step(ctx, StepSnapshotDir); err != nil {
 		return none, err
 	}
@@ -85,7 +81,7 @@ func (f *fleet) snapshot(ctx context.Context, v store.VM, opt snapshotOptions, r
 		return none, fault.Context(withClass(err), "snapshot of vm %s", v.Name())
 	}
 	u.Add("remove the snapshot", func(context.Context) error { return set.Remove(m.Name) })
-	snap, err := set.Publish(m)
+	snap, err := set.Publish(dir, m)
 	if err != nil {
 		return none, fault.Context(withClass(err), "snapshot of vm %s", v.Name())
 	}
@@ -189,6 +185,9 @@ func (f *fleet) saveInto(ctx context.Context, v store.VM, dir string, m *snapsho
 	ctx, cancel := context.WithTimeout(ctx, suspendLimit)
 	defer cancel()
 	resp, err := f.adopt(v).supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true, Unsynced: m.Auto})
+	if now, readErr := f.store.VM(ctx, v.ID); err != nil && fault.Is(err, fault.Unavailable) && readErr == nil && !now.State.Live() {
+		return fault.New(fault.Conflict, "it has ended: %s", orElse(now.Reason, string(now.State))).WithHint("banger vm start %s", v.Name())
+	}
 	if err != nil {
 		return err
 	}

@@ -294,28 +294,21 @@ func (s Set) SetBase(name string) error {
 }
 
 // Begin makes the directory for a new snapshot, which is not listed before Publish. A name that is taken is a fault of
-// class Exists.
+// class Exists. The directory is another one each time: a supervisor may still write to the last one, for somebody who has
+// given up.
 func (s Set) Begin(name string) (dir string, err error) {
 	if _, err := os.Lstat(s.path(name)); err == nil {
 		return "", fault.New(fault.Exists, "vm %s has a snapshot %s already", s.vm, name).WithHint("banger snapshot rm %s %s", s.vm, name)
 	}
-	dir = s.path(newPrefix + name)
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return "", err
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return "", err
-	}
-	return dir, os.Mkdir(dir, 0o700)
+	return os.MkdirTemp(s.dir, newPrefix+name+".")
 }
 
-// Abandon removes the directory that Begin has made.
-func (s Set) Abandon(name string) error { return os.RemoveAll(s.path(newPrefix + name)) }
-
 // Publish makes a snapshot of the directory that Begin has made and that was filled; Files are those of the manifest.
-func (s Set) Publish(m Manifest) (Snapshot, error) {
+func (s Set) Publish(dir string, m Manifest) (Snapshot, error) {
 	m.Parent = s.Base()
-	dir := s.path(newPrefix + m.Name)
 	if err := m.write(dir); err != nil {
 		return Snapshot{}, err
 	}

@@ -30,7 +30,7 @@ func take(t *testing.T, s Set, name string, auto bool) Snapshot {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snap, err := s.Publish(Manifest{Name: name, Kind: Memory, Auto: auto, Files: files})
+	snap, err := s.Publish(dir, Manifest{Name: name, Kind: Memory, Auto: auto, Files: files})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestSetsAreWhatIsInTheirDirectories(t *testing.T) {
 	if _, err := s.Begin("left"); err != nil {
 		t.Fatal(err)
 	}
-	if left := s.Leftovers(); len(left) != 1 || filepath.Base(left[0]) != ".new-left" {
+	if left := s.Leftovers(); len(left) != 1 || !strings.HasPrefix(filepath.Base(left[0]), ".new-left.") {
 		t.Errorf("%v", left)
 	}
 	if all, _ := s.List(); len(all) != 4 {

@@ -28,6 +28,12 @@ func (s service) Save(ctx context.Context, req *connect.Request[bangerv1.Supervi
 		if err := ctx.Err(); err != nil { // who asked for it is gone
 			return fault.Wrap(fault.ClassOf(err), context.Cause(ctx), "save")
 		}
+		if !req.Msg.GetSuspend() { // which is brought to its end, whoever waits for it
+			cancelled, cancel := context.WithCancel(taskCtx)
+			defer cancel()
+			defer context.AfterFunc(ctx, cancel)()
+			taskCtx = cancelled
+		}
 		saved, shared, err = s.save(taskCtx, m, req.Msg)
 		return err
 	}})
