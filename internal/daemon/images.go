@@ -81,6 +81,7 @@ func (s *imageService) Tag(ctx context.Context, req *connect.Request[bangerv1.Ta
 
 // Remove implements the RPC.
 func (s *imageService) Remove(ctx context.Context, req *connect.Request[bangerv1.RemoveImageRequest]) (*connect.Response[bangerv1.RemoveImageResponse], error) {
+	s.parts.vms.pool.release(ctx, s.lib, req.Msg.GetRef())
 	gone, err := s.lib.Remove(ctx, req.Msg.GetRef())
 	return connect.NewResponse(&bangerv1.RemoveImageResponse{Name: gone.Name, Digest: gone.Digest, FreedBytes: gone.Freed}), err
 }

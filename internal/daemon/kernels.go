@@ -89,6 +89,7 @@ func (s *kernelService) Remove(ctx context.Context, req *connect.Request[bangerv
 	if err := s.checkUnneeded(ctx, req.Msg.GetRef()); err != nil {
 		return nil, err
 	}
+	s.parts.vms.pool.release(ctx, s.lib, req.Msg.GetRef())
 	gone, err := s.lib.Remove(ctx, req.Msg.GetRef())
 	return connect.NewResponse(&bangerv1.RemoveKernelResponse{Name: gone.Name, Digest: gone.Digest, FreedBytes: gone.Freed}), err
 }

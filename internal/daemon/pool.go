@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/daemon/library"
 	"banger/internal/fault"
 	"banger/internal/hostmem"
 	"banger/internal/store"
@@ -233,6 +234,23 @@ func (p *pool) drop(ctx context.Context, m *member) {
 		f.log.ErrorContext(ctx, "a vm of the pool is left behind", "vm", m.id, "error", err)
 	}
 	f.setOwn(m.id, false)
+}
+
+// release drops the members that an image or a kernel is kept by which somebody wants to remove.
+func (p *pool) release(ctx context.Context, lib *library.Library, ref string) {
+	if p.size == 0 {
+		return
+	}
+	found, here, err := lib.Local(ctx, ref)
+	if err != nil || !here {
+		return
+	}
+	p.mu.Lock()
+	if r := p.recent; r != nil && (r.Image == found.Digest || r.Kernel == found.Digest) {
+		p.recent = nil // there are to be no more of it
+	}
+	p.mu.Unlock()
+	p.dropUnless(ctx, func(m *member) bool { return m.kind.Image != found.Digest && m.kind.Kernel != found.Digest })
 }
 
 // drain empties the pool for good.

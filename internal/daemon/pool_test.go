@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ func (h *host) pool(want int) {
 	h.t.Fatalf("%d vms are in the pool, not %d", got, want)
 }
 
-// begins waits for the image that the pool's VMs have.
+// withImage has the image that the pool's VMs have pulled.
 func (h *host) withImage() {
 	h.t.Helper()
 	h.create("first")
@@ -127,6 +128,50 @@ func TestPoolIsTakenOnce(t *testing.T) {
 	// A guest that does not take its name is dropped, and the VM is made as ever.
 	if err := h.tryCreate(deafToIt); err != nil {
 		t.Errorf("a guest that does not answer: %v", err)
+	}
+	stop()
+	h.withPool(0)
+	h.run()
+	h.inOrder()
+}
+
+// A VM of the pool keeps nobody from removing its image.
+func TestPoolLetsGoOfAnImage(t *testing.T) {
+	h := newHost(t)
+	h.withPool(1)
+	stop := h.run()
+	h.withImage()
+	h.pool(1)
+	if err := h.remove("first", true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.removeImage("small"); err != nil {
+		t.Error(err)
+	}
+	h.pool(0)
+	stop()
+	h.withPool(0)
+	h.run()
+	h.inOrder()
+}
+
+// A VM of the pool that ends by itself is replaced.
+func TestPoolNoticesAnEnd(t *testing.T) {
+	h := newHost(t)
+	h.withPool(1)
+	stop := h.run()
+	h.withImage()
+	h.pool(1)
+	for _, id := range h.ls(h.paths.VMs()) {
+		if v := h.get(id); v.GetSpec().GetPurpose() == "pool" {
+			h.must(syscall.Kill(int(v.GetSupervisorPid()), syscall.SIGKILL))
+		}
+	}
+	h.must(h.tryCreate("dev")) // whether or not that has been noticed
+	h.pool(1)
+	h.must(h.tryCreate("other"))
+	if v := h.get("other"); told(v) != "other" {
+		t.Errorf("%v was told %q", v, told(v))
 	}
 	stop()
 	h.withPool(0)
