@@ -5,7 +5,7 @@
 // protobuf and Connect is 8.1 MB, one with this package 2.5 MB (both stripped, before any feature).
 //
 // The channel carries streams (yamux on virtio-serial, a connection each on vsock). On each stream the host sends one
-// Request frame and the agent answers with one Response frame; for Exec, frames of data follow in both directions.
+// Request frame and the agent answers with one Response frame; for Exec and SessionAttach, frames of data follow in both directions.
 // Everything from the guest is hostile: frames have a size limit, and an unknown or malformed one ends the stream.
 package agentwire
 
