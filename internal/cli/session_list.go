@@ -68,8 +68,8 @@ func runSessionList(ctx context.Context, args []string, d *Deps) error {
 		}
 	}
 	if len(args) == 0 {
-		if names := suspendedVMs(ctx, c); len(names) > 0 {
-			d.Term.Note("not asked, because suspended: %s", strings.Join(names, ", "))
+		if names := silentVMs(ctx, c); len(names) > 0 {
+			d.Term.Note("not asked: %s", strings.Join(names, ", "))
 		}
 	}
 	return d.several(failures)

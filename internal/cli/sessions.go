@@ -200,27 +200,29 @@ func (d *Deps) search(ctx context.Context, c *client.Client, ref string) (place,
 		return place{}, fault.New(fault.Invalid, "%s is a vm: name one of its sessions, too", ref).WithHint("banger session list %s", ref)
 	}
 	f := fault.New(fault.NotFound, "no vm that runs has a session %q", ref).WithHint("banger session list")
-	near, suspended := nearest.Of(ref, names), suspendedVMs(ctx, c)
+	near, silent := nearest.Of(ref, names), silentVMs(ctx, c)
 	switch {
 	case near != "":
 		f.Message += ", did you mean " + near + "?"
 	case len(failed) > 0:
 		f.Message += "; these did not say what they have: " + strings.Join(failed, ", ")
-	case len(suspended) > 0:
-		f.Message += "; not asked, because suspended: " + strings.Join(suspended, ", ")
-		return place{}, f.WithHint("banger session list %s", suspended[0])
+	case len(silent) > 0:
+		f.Message += "; not asked: " + strings.Join(silent, ", ")
+		name, _, _ := strings.Cut(silent[0], " ")
+		return place{}, f.WithHint("banger session list %s", name)
 	}
 	return place{}, f
 }
 
-// suspendedVMs are the names of the VMs that may have sessions but do not run.
-func suspendedVMs(ctx context.Context, c *client.Client) (names []string) {
-	resp, err := message(c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{States: []string{string(vm.Suspended)}})))
+// silentVMs are the names of the VMs that may have sessions but cannot say so, with their states.
+func silentVMs(ctx context.Context, c *client.Client) (names []string) {
+	states := []string{string(vm.Suspended), string(vm.Paused)}
+	resp, err := message(c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{States: states})))
 	if err != nil {
 		return nil
 	}
 	for _, m := range resp.GetVms() {
-		names = append(names, m.GetSpec().GetName())
+		names = append(names, m.GetSpec().GetName()+" ("+m.GetState()+")")
 	}
 	slices.SortFunc(names, compareNames)
 	return names

@@ -16,6 +16,12 @@ import (
 // removeTimeout bounds the removal at the end of run --rm. The VM's disk is lost anyway, so it is stopped the hard way.
 const removeTimeout = 30 * time.Second
 
+// How long the daemon may take to hear of the end of a VM, and how often it is asked.
+const (
+	goneTimeout = 2 * time.Second
+	gonePoll    = 50 * time.Millisecond
+)
+
 type runOptions struct {
 	spec   *bangerv1.VMSpec
 	fetch  fetchFlags
@@ -174,6 +180,11 @@ func (d *Deps) runIn(ctx context.Context, c *client.Client, m *bangerv1.VM, what
 func (d *Deps) whyGone(ctx context.Context, c *client.Client, m *bangerv1.VM, cause error) error {
 	name := m.GetSpec().GetName()
 	resp, err := c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: m.GetId()}))
+	// The daemon hears of it at the same time, and may be the slower one.
+	for began := time.Now(); err == nil && resp.Msg.GetState() == "running" && time.Since(began) < goneTimeout && ctx.Err() == nil; {
+		time.Sleep(gonePoll)
+		resp, err = c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: m.GetId()}))
+	}
 	switch {
 	case fault.Is(err, fault.NotFound):
 		return fault.New(fault.Unavailable, "vm %s ended while the command ran and is removed", name)
