@@ -63,7 +63,11 @@ func runSessionList(ctx context.Context, args []string, d *Deps) error {
 	}
 	var failures []error
 	for _, v := range all {
-		if v.err != nil {
+		switch {
+		case v.err == nil:
+		case len(args) == 0 && fault.Is(v.err, fault.Conflict): // it has none, or cannot say so now
+			d.Term.Note("%s", v.err)
+		default:
 			failures = append(failures, v.err)
 		}
 	}
