@@ -124,10 +124,12 @@ func badImages(t *testing.T) []badPull {
 		{
 			repo: "bomb", layers: []v1.Layer{layerOf(t, fileOf("zeros", 200<<20))},
 			code: 245, said: "make rootfs.ext4: layer 1 (sha256:DIGEST): the layers hold more than 64M, uncompressed",
+			hint: "banger config set limits.image_size 1G",
 		},
 		{
 			repo: "crowd", layers: []v1.Layer{layerOf(t, many...)},
 			code: 245, said: "make rootfs.ext4: layer 1 (sha256:DIGEST): the layers have more than 1000 entries",
+			hint: "banger config set limits.image_entries 2000",
 		},
 		{
 			repo: "cut-tar", layers: []v1.Layer{static.NewLayer(make([]byte, 700), "application/vnd.oci.image.layer.v1.tar")},
