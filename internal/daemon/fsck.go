@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/paths"
 	"banger/internal/store"
+	"banger/internal/template"
 	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -172,11 +173,12 @@ func (c *checker) row(ctx context.Context, v store.VM) {
 	}
 }
 
-// runDirs looks for socket directories of VMs that do not run.
+// runDirs looks for socket directories of VMs that do not run. Those of templates are in use as long as they are there: what
+// a killed daemon has left of them goes when the next one starts.
 func (c *checker) runDirs(ctx context.Context) {
 	for _, dir := range list(c.paths.Run) {
 		info, err := os.Lstat(dir)
-		if err != nil || !info.IsDir() {
+		if err != nil || !info.IsDir() || template.IsScratch(name(dir)) {
 			continue
 		}
 		id := vm.ID(name(dir))

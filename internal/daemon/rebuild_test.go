@@ -181,6 +181,7 @@ func TestFsck(t *testing.T) {
 	}
 	make(filepath.Join(h.paths.VMs(), ".removed-cccccccccccc"))
 	make(h.paths.VMRun("dddddddddddd"))
+	h.must(os.MkdirAll(h.paths.VMRun("t.123"), 0o700)) // a template is being made
 	make(filepath.Join(h.paths.Staging(), "x"))
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(h.paths.Initramfs(), "old.cpio"), nil, 0o600),
@@ -218,6 +219,7 @@ func TestFsck(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	h.must(os.Remove(h.paths.VMRun("t.123")))
 	h.inOrder()
 }
 
