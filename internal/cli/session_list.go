@@ -133,5 +133,5 @@ func sessionText(s *bangerv1.Session) string {
 	if len(s.GetArgv()) == 0 {
 		return "login shell"
 	}
-	return strings.Join(s.GetArgv(), " ")
+	return strings.Join(strings.Fields(strings.Join(s.GetArgv(), " ")), " ") // a script has lines
 }
