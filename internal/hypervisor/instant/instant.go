@@ -79,26 +79,27 @@ func New(src, dst, socket string) (_ *Copy, err error) {
 	return c, nil
 }
 
-// serve serves the one VMM that comes.
+// serve serves the VMM, which may come again.
 func (c *Copy) serve() {
 	defer close(c.served)
-	conn, err := c.listener.Accept()
-	_ = c.listener.Close() // which removes the socket
-	if err != nil {
-		return
-	}
-	c.mu.Lock()
-	c.conn = conn
-	c.mu.Unlock()
-	defer func() { _ = conn.Close() }()
-	if err := serveNBD(conn, c); err != nil {
-		c.fail(fault.Wrap(fault.Internal, err, "the VMM's end of the disk's copy"))
+	for {
+		conn, err := c.listener.Accept()
+		if err != nil {
+			return
+		}
+		c.mu.Lock()
+		c.conn = conn
+		c.mu.Unlock()
+		if err := serveNBD(conn, c); err != nil {
+			c.fail(fault.Wrap(fault.Internal, err, "the VMM's end of the disk's copy"))
+		}
+		_ = conn.Close()
 	}
 }
 
 // Close ends the server and closes the files. The VMM must not need it any more.
 func (c *Copy) Close() error {
-	_ = c.listener.Close()
+	_ = c.listener.Close() // which removes the socket
 	c.mu.Lock()
 	if c.conn != nil {
 		_ = c.conn.Close()

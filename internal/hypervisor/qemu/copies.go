@@ -139,17 +139,49 @@ func (c *copies) still(ctx context.Context) error {
 	return nil
 }
 
-// begin has QEMU send what it overwrites from now on. The disks of a machine that was migrated are QEMU's own again only
-// when it goes on, so the target must not be one of those; and newer versions want to be told.
-func (d *diskCopy) begin(ctx context.Context, m *Machine) error {
+// attach tells QEMU of the targets before the guest stands still. After a migration, which gives all disks away, it has to
+// be told again (detach).
+func (c *copies) attach(ctx context.Context) error {
+	for _, d := range c.disks {
+		if d.instant == nil {
+			continue
+		}
+		if err := d.attach(ctx, c.m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// detach takes back attach.
+func (c *copies) detach(ctx context.Context) error {
+	for _, d := range c.disks {
+		if err := d.detach(ctx, c.m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *diskCopy) attach(ctx context.Context, m *Machine) error {
+	if d.attached {
+		return nil
+	}
 	target := map[string]any{
 		"driver": "nbd", "node-name": copyNode(d.place), "export": "",
 		"server": map[string]any{"type": "unix", "path": filepath.Join(m.spec.RunDir, copySocket(d.place))},
 	}
-	if err := m.qmp.Execute(ctx, "blockdev-add", target, nil); err != nil {
+	err := m.qmp.Execute(ctx, "blockdev-add", target, nil)
+	d.attached = err == nil
+	return err
+}
+
+// begin has QEMU send what it overwrites from now on. The disks of a machine that was migrated are QEMU's own again only
+// when it goes on, so the target must not be one of those; and newer versions want to be told.
+func (d *diskCopy) begin(ctx context.Context, m *Machine) error {
+	if err := d.attach(ctx, m); err != nil {
 		return err
 	}
-	d.attached = true
 	job := map[string]any{
 		"job-id": copyJob(d.place), "device": nodeName(d.place), "target": copyNode(d.place), "sync": "none",
 	}

@@ -61,6 +61,9 @@ func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hyper
 		}
 		defer p.release()
 	}
+	if err := copies.attach(ctx); err != nil {
+		return 0, err
+	}
 	goOn, err := m.letGoOn(ctx, opt)
 	if err != nil {
 		return 0, err
@@ -134,7 +137,7 @@ func (m *Machine) copyBase(ctx context.Context, path string) (*os.File, error) {
 func (m *Machine) deviceState(ctx context.Context) ([]byte, error) {
 	path := filepath.Join(m.spec.RunDir, devicesFile)
 	defer func() { _ = os.Remove(path) }()
-	args := map[string]any{"filename": path, "live": true} // live: the disks stay this machine's
+	args := map[string]any{"filename": path, "live": false} // live would give the disks away, as to another machine
 	if err := m.qmp.Execute(ctx, "xen-save-devices-state", args, nil); err != nil {
 		return nil, err
 	}

@@ -172,7 +172,7 @@ func (m *Machine) Save(ctx context.Context, to hypervisor.Saved, opt hypervisor.
 		return report, err
 	}
 	m.driver.opts.Log.DebugContext(ctx, "machine is saved by migration", "vm", m.spec.ID, "reason", err)
-	if err := errors.Join(remove(to.Memory), remove(to.State)); err != nil {
+	if err := errors.Join(remove(to.Memory), remove(to.State), copies.detach(ctx)); err != nil {
 		return report, err
 	}
 	report.Still, err = m.saveCopy(ctx, to, opt, copies)
