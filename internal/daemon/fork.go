@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"banger/internal/store"
 	"banger/internal/undo"
 	"banger/internal/vm"
+	"banger/internal/vmclient"
 	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -157,6 +159,9 @@ func (f *fleet) fillStage(ctx context.Context, v store.VM, st *staged) error {
 	case v.State == vm.Running || v.State == vm.Paused:
 		ctx, cancel := context.WithTimeout(ctx, suspendLimit)
 		defer cancel()
+		if !st.memory && v.State == vm.Running {
+			f.syncGuest(ctx, v)
+		}
 		resp, err := f.adopt(v).supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: st.dir, Disk: true})
 		if err == nil {
 			st.still = resp.GetStillUs()
@@ -173,6 +178,23 @@ func (f *fleet) fillStage(ctx context.Context, v store.VM, st *staged) error {
 	}
 	_, err := copyDisk(ctx, disk, filepath.Join(st.dir, vmdir.SavedDisk), 0)
 	return err
+}
+
+// syncLimit bounds how long a guest may take to write out what it has.
+const syncLimit = 10 * time.Second
+
+// syncGuest has a guest write out what programs have written. One that does not loses what a power cut would take.
+func (f *fleet) syncGuest(ctx context.Context, v store.VM) {
+	ctx, cancel := context.WithTimeout(ctx, syncLimit)
+	defer cancel()
+	client := vmclient.New(f.cfg.Paths.SupervisorSocket(string(v.ID)))
+	defer client.Close()
+	_, err := client.Exec(ctx, vmclient.Exec{
+		Start: &bangerv1.ExecStart{Argv: []string{"sync"}}, Stdout: io.Discard, Stderr: io.Discard,
+	})
+	if err != nil {
+		f.log.InfoContext(ctx, "the guest does not sync", "vm", v.ID, "error", err)
+	}
 }
 
 // roomToFork refuses early where the clones' disks might not fit.
