@@ -59,6 +59,9 @@ func (s *Server) startCommand(config agentwire.Config, start agentwire.ExecStart
 		return nil, err
 	}
 	defer p.tool.Close()
+	if !s.reaper.init { // where it is PID 1 its death is the end of everything
+		p.death = syscall.SIGKILL
+	}
 	c := &command{server: s}
 	var theirs [3]*os.File
 	if start.TTY {

@@ -38,6 +38,8 @@ type plan struct {
 	cred *syscall.Credential
 	uid  uint32
 	tool tool.Program // whose files the command gets
+	// death is what the command gets when this process dies; 0: nothing.
+	death syscall.Signal
 }
 
 // prepare works out what start means in this guest.
@@ -189,7 +191,7 @@ func (p plan) fork(files [3]*os.File, tty bool) (int, error) {
 	attr := &syscall.ProcAttr{
 		Dir: p.dir,
 		Env: p.env,
-		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: tty, Ctty: 0, Credential: p.cred},
+		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: tty, Ctty: 0, Credential: p.cred, Pdeathsig: p.death},
 	}
 	for _, f := range append(files[:], p.tool.Files...) {
 		attr.Files = append(attr.Files, f.Fd())

@@ -25,6 +25,9 @@ const BaseURL = "http://banger"
 // acknowledgements.
 const window = 1 << 20
 
+// idleTimeout ends a connection that nobody uses. CloseIdleConnections misses one whose last call is just ending.
+const idleTimeout = 2 * time.Second
+
 // Client returns an HTTP client that speaks HTTP/2 to the Unix socket at path. CloseIdleConnections ends it.
 func Client(path string) *http.Client {
 	protocols := new(http.Protocols)
@@ -35,6 +38,7 @@ func Client(path string) *http.Client {
 		},
 		Protocols:          protocols,
 		DisableCompression: true,
+		IdleConnTimeout:    idleTimeout,
 		HTTP2:              &http.HTTP2Config{MaxReceiveBufferPerConnection: 4 * window, MaxReceiveBufferPerStream: window},
 	}}
 }
