@@ -15,15 +15,15 @@ kernel=$(find "$work/seed/data/kernels" -mindepth 1 -maxdepth 1 -type d | head -
 began=$SECONDS code=0
 BANGER_TEST_VM=1 BANGER_TEST_BINARY=$PWD/bin/banger BANGER_TEST_SEED=$work/seed BANGER_TEST_KERNEL=$kernel \
   go test -race -v -p 2 -timeout 15m ./... >"$work/log" 2>&1 || code=$?
-grep -E '^(ok|FAIL|panic:|---? FAIL)' "$work/log" || true
-echo "go test: $((SECONDS - began)) s, $(grep -c '^ *--- PASS' "$work/log") passed"
+grep -aE '^(ok|FAIL|panic:|---? FAIL)' "$work/log" || true
+echo "go test: $((SECONDS - began)) s, $(grep -ac '^ *--- PASS' "$work/log") passed"
 if [ "$code" -ne 0 ]; then
   # What the failed tests said, without what passed.
   awk '/^=== RUN +[^\/]*$/ { said = "" } { said = said "\n" $0 } /^--- (PASS|SKIP)/ { said = "" } /^--- FAIL/ { print said; said = "" }
-       /^panic:|WARNING: DATA RACE/ { raw = 200 } raw-- > 0' "$work/log" | grep -vE '^ *(=== (PAUSE|CONT)|--- PASS)' | tail -n 400
+       /^panic:|WARNING: DATA RACE/ { raw = 200 } raw-- > 0' "$work/log" | grep -avE '^ *(=== (PAUSE|CONT)|--- PASS)' | tail -n 400
   exit "$code"
 fi
-if grep -E '^ *--- SKIP' "$work/log" && [ "${CI:-}" = true ]; then
+if grep -aE '^ *--- SKIP' "$work/log" && [ "${CI:-}" = true ]; then
   echo 'tests skipped themselves (above); in CI each of them is required' >&2
   exit 1
 fi

@@ -249,6 +249,7 @@ func TestRealOutbound(t *testing.T) {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "reached") })}
 	go server.Serve(listener) // ends with the listener
 	defer server.Close()
+	must(t, vars, "template", "warm") // what is made on the way is told, too
 	if got := must(t, vars, "vm", "run", "--rm", "--", "curl", "-sS", "--max-time", "20", "http://"+listener.Addr().String()); got != "reached" {
 		t.Errorf("got %q", got)
 	}
@@ -360,6 +361,9 @@ func TestRealOrdinaryUser(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 		out, err := cmd.CombinedOutput()
 		return strings.TrimSpace(string(out)), err
+	}
+	if got, err := run("template", "warm"); err != nil { // what is made on the way is told, too
+		t.Errorf("template warm: %q, %v", got, err)
 	}
 	if got, err := run("vm", "run", "--rm", "--", "id", "-u"); err != nil || got != "0" {
 		t.Errorf("vm run: %q, %v", got, err)
