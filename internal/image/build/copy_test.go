@@ -2,7 +2,9 @@ package build
 
 import (
 	"context"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -202,8 +204,9 @@ func TestSpecialAndUnreadableFiles(t *testing.T) {
 	if want := "Dockerfile:2: COPY d/pipe /: d/pipe is a socket, a pipe or a device"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
-	if os.Getuid() == 0 {
-		t.Skip("root can read every file")
+	if os.Getuid() == 0 { // who can read every file
+		asNobody(t)
+		return
 	}
 	if err := os.Chmod(filepath.Join(dir, "d/a"), 0); err != nil {
 		t.Fatal(err)
@@ -211,6 +214,32 @@ func TestSpecialAndUnreadableFiles(t *testing.T) {
 	_, err = b.build(context.Background(), "FROM scratch\nCOPY d/a /", dir)
 	if want := "Dockerfile:2: COPY d/a /: d/a cannot be read: give yourself the right to, or name it in .dockerignore"; err == nil || err.Error() != want || !fault.Is(err, fault.Denied) {
 		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// asNobody runs the test once more, as a user without rights.
+func asNobody(t *testing.T) {
+	t.Helper()
+	const nobody = 65534
+	dir, err := os.MkdirTemp("/tmp", "bn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	self, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = errors.Join(os.WriteFile(filepath.Join(dir, "test"), self, 0o755), os.Chmod(dir, 0o755), os.Mkdir(filepath.Join(dir, "tmp"), 0o700),
+			os.Chown(filepath.Join(dir, "tmp"), nobody, nobody))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "test"), "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Dir, cmd.Env = "/", append(os.Environ(), "TMPDIR="+filepath.Join(dir, "tmp"), "HOME="+filepath.Join(dir, "tmp"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Errorf("as a user without rights: %v\n%s", err, out)
 	}
 }
 
