@@ -149,6 +149,7 @@ func (h *host) twoStates(ref string) {
 	v := h.get(ref)
 	h.writeDisk(v, "one")
 	h.mustSnapshot(ref, "one")
+	time.Sleep(20 * time.Millisecond) // a file's time has ticks of up to 10 ms, and tells the two disks apart
 	h.writeDisk(v, "two")
 }
 
