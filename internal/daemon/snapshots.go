@@ -214,6 +214,11 @@ func pairUp(ctx context.Context, disk string, size uint64, saved vmdir.SavedMach
 			return res, err
 		}
 	}
+	// The file system's own times have ticks of some milliseconds, and a disk that was written to in the same one must not
+	// pass for this copy.
+	if err := os.Chtimes(dst, time.Time{}, time.Now()); err != nil {
+		return res, err
+	}
 	if saved.Disk, err = vmdir.StampOf(dst); err != nil {
 		return res, err
 	}
