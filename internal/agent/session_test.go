@@ -303,8 +303,16 @@ func TestRemoveSession(t *testing.T) {
 
 func TestLogsOfSession(t *testing.T) {
 	c, _ := configured(t)
-	s := begin(t, c, `echo one; echo two >&2; echo three; echo ready; read x`, withStdin)
-	seen(t, attach(t, c, everything(s.ID)), "ready")
+	// Two pipes have no order between them: what comes on one is seen before anything is written to the other.
+	s := begin(t, c, `echo one; read x; echo two >&2; read x; echo three; echo ready; read x`, withStdin)
+	p := attach(t, c, everything(s.ID))
+	for _, want := range []string{"one", "two"} {
+		seen(t, p, want)
+		if err := c.WriteSession(t.Context(), agentwire.SessionWrite{ID: s.ID, Data: []byte("\n")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen(t, p, "ready")
 	read := func(lines int) (stdout, stderr string) {
 		t.Helper()
 		p := attach(t, c, agentwire.SessionAttach{ID: s.ID, Bytes: -1, Lines: lines})
