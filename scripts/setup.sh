@@ -34,6 +34,7 @@ tcc                 tcc               tcc                   tcc              tcc
 setcap              libcap2-bin       libcap                libcap           libcap-progs
 zstd                zstd              zstd                  zstd             zstd
 minisign            minisign          minisign              minisign         minisign
+mkfs.xfs            xfsprogs          xfsprogs              xfsprogs         xfsprogs
 "
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin

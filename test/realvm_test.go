@@ -1,6 +1,7 @@
 package test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"banger/internal/diskcopy"
 	"banger/internal/proc"
 )
 
@@ -38,6 +40,17 @@ const (
 // realHome makes a BANGER_HOME with the seed's image and kernel, and the environment for it.
 func realHome(t *testing.T) (dir string, vars []string) {
 	t.Helper()
+	wantReal(t)
+	dir, err := os.MkdirTemp("/tmp", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, furnish(t, dir)
+}
+
+// wantReal skips a test of real VMs where they are not wanted.
+func wantReal(t *testing.T) {
+	t.Helper()
 	if os.Getenv("BANGER_TEST_VM") == "" {
 		t.Skip("runs virtual machines: `make test` asks for it")
 	}
@@ -45,10 +58,12 @@ func realHome(t *testing.T) (dir string, vars []string) {
 	if seed == "" || path == "" {
 		t.Fatalf("BANGER_TEST_VM is set, %s and %s are not", seedVar, binaryVar)
 	}
-	dir, err := os.MkdirTemp("/tmp", "b")
-	if err != nil {
-		t.Fatal(err)
-	}
+}
+
+// furnish makes a BANGER_HOME of an empty directory, and returns the environment for it.
+func furnish(t *testing.T, dir string) (vars []string) {
+	t.Helper()
+	seed, path := os.Getenv(seedVar), os.Getenv(binaryVar)
 	for _, kind := range []string{"images", "kernels"} {
 		if err := linkTree(filepath.Join(seed, "data", kind), filepath.Join(dir, "data", kind)); err != nil {
 			t.Fatal(err)
@@ -60,10 +75,10 @@ func realHome(t *testing.T) (dir string, vars []string) {
 			t.Error("left behind:", err)
 		}
 	})
-	return dir, vars
+	return vars
 }
 
-// linkTree makes hard links: what is published never changes.
+// linkTree makes hard links, where they can be: what is published never changes.
 func linkTree(from, to string) error {
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -76,7 +91,11 @@ func linkTree(from, to string) error {
 		if d.IsDir() {
 			return os.MkdirAll(filepath.Join(to, rel), 0o700)
 		}
-		return os.Link(path, filepath.Join(to, rel))
+		err = os.Link(path, filepath.Join(to, rel))
+		if errors.Is(err, unix.EXDEV) {
+			_, err = diskcopy.Copy(context.Background(), path, filepath.Join(to, rel))
+		}
+		return err
 	})
 }
 

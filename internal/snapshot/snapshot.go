@@ -24,11 +24,11 @@ import (
 	"time"
 
 	"banger/internal/atomicfile"
+	"banger/internal/diskcopy"
 	"banger/internal/ext4"
 	"banger/internal/fault"
 	"banger/internal/nearest"
 	"banger/internal/vm"
-	"banger/internal/vmdir"
 )
 
 // layout is the generation of a snapshot's directory.
@@ -64,7 +64,7 @@ type Manifest struct {
 	Spec        vm.Spec   `json:"spec"`                  // of the VM at that time
 	ResetToken  string    `json:"reset_token,omitempty"` // vmdir.Record: its next start was to reset the root
 	StillUS     int64     `json:"still_us,omitempty"`    // how long the guest stood still for it
-	DiskShared  bool      `json:"disk_shared,omitempty"` // the disk shares its blocks with the VM's own, as far as nobody has written to either
+	DiskShared  bool      `json:"disk_shared,omitempty"` // the disk was copied by sharing its blocks
 	Files       []File    `json:"files"`
 	Sum         string    `json:"sum"` // sha256 of all the above
 }
@@ -74,7 +74,7 @@ type Snapshot struct {
 	Manifest
 	Dir     string
 	Used    uint64 // bytes on the host
-	Shared  uint64 // of these, bytes that the VM's own files or another snapshot may have as well
+	Shared  uint64 // of these, bytes that other files have as well
 	Back    int    // how many automatic snapshots one has to go back for it: 1 is the newest; 0 for others
 	Problem string // why it cannot be used; only what costs nothing to find out
 }
@@ -193,17 +193,23 @@ func (m *Manifest) write(dir string) error {
 	return atomicfile.WriteJSON(filepath.Join(dir, manifestFile), m)
 }
 
-// usage is what the files of a snapshot take on the host. A memory that a suspended or restored VM has as well is shared.
-func usage(dir string, diskShared bool) (used, shared uint64) {
+// usage is what the files of a snapshot take on the host, and how much of that others have as well: a memory that a
+// suspended or restored VM has has several names, and where copies share their blocks the file system is asked.
+func usage(dir string, sharesBlocks bool) (used, shared uint64) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
-		n, err := ext4.Usage(filepath.Join(dir, e.Name()))
+		path := filepath.Join(dir, e.Name())
+		n, err := ext4.Usage(path)
 		if err != nil {
 			continue
 		}
 		used += n
-		if e.Name() == vmdir.SavedDisk && diskShared || links(e) > 1 {
+		if links(e) > 1 {
 			shared += n
+		} else if sharesBlocks {
+			if blocks, err := diskcopy.Shared(path); err == nil {
+				shared += min(n, blocks)
+			}
 		}
 	}
 	return used, shared
