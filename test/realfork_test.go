@@ -74,7 +74,7 @@ func TestRealFork(t *testing.T) {
 			"hostname": "hostname", "name in /etc": "cat /etc/hostname", "machine-id": "cat /etc/machine-id",
 			"boot id": "cat /proc/sys/kernel/random/boot_id", "random": "head -c 16 /dev/urandom | od -An -tx1",
 			"hardware address": "cat /sys/class/net/eth0/address", "address": "hostname -I",
-			"hosts": "grep banger /etc/hosts",
+			"hosts": "grep banger /etc/hosts", "link-local address": "grep ^fe80 /proc/net/if_inet6",
 		} {
 			got := inGuest(t, vars, name, command)
 			if other, taken := seen[what+got]; taken || got == "" {
@@ -85,6 +85,9 @@ func TestRealFork(t *testing.T) {
 		if got := inGuest(t, vars, name, "bash -c '"+strings.ReplaceAll(fetch, "'", `'\''`)+"'"); got != "from the host" {
 			t.Errorf("%s fetches %q", name, got)
 		}
+	}
+	if said := must(t, vars, "doctor", "--vm", names[1]); !strings.Contains(said, "4 other running vms have the same origin") {
+		t.Error(said)
 	}
 	// Each writes to its own disk.
 	for _, name := range names {

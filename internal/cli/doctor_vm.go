@@ -33,7 +33,8 @@ cat /proc/sys/kernel/random/boot_id
 cat /proc/sys/kernel/hostname
 cat /sys/class/net/e*/address 2>/dev/null || echo
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n'; echo
-date +%s`
+date +%s
+ll=; { while read -r a _ _ _ _ nic; do case $nic$a in e*fe80*) ll="$ll $a";; esac; done </proc/net/if_inet6; } 2>/dev/null; echo $ll`
 
 // traits is what a guest says about itself.
 type traits struct {
@@ -43,10 +44,11 @@ type traits struct {
 	hostname  string
 	mac       string
 	random    string
+	linkLocal string        // IPv6 addresses
 	offset    time.Duration // of its clock to the host's
 }
 
-// runDoctorVM compares a VM with those that run from the same template.
+// runDoctorVM compares a VM with those that run from the same template, and with its clones and those that it is one of.
 func runDoctorVM(ctx context.Context, ref string, d *Deps) error {
 	c, err := d.Connect(ctx)
 	if err != nil {
@@ -79,27 +81,36 @@ func origin(m *bangerv1.VM, others int) preflight.Result {
 	switch {
 	case m.GetFromTemplate() == "" && m.GetTemplateFault() != "":
 		r.Status, r.Detail, r.Hint = preflight.Warn, "it was booted: "+m.GetTemplateFault(), "banger template list"
-	case m.GetFromTemplate() == "":
-		r.Detail = "not a template: it shares nothing with others"
-	default:
+	case m.GetFromTemplate() != "":
 		r.Detail = fmt.Sprintf("template %s; %d other running vms are, too", m.GetFromTemplate(), others)
+	case m.GetForkedFrom() != nil || others > 0:
+		r.Detail = fmt.Sprintf("a fork; %d other running vms have the same origin", others)
+		if from := m.GetForkedFrom(); from != nil {
+			r.Detail = fmt.Sprintf("a fork of vm %s; %d other running vms have the same origin", from.GetName(), others)
+		}
+	default:
+		r.Detail = "not a template: it shares nothing with others"
 	}
 	return r
 }
 
-// siblings are other VMs that run from the same template.
+// siblings are other VMs that run and have begun as the same machine.
 func siblings(ctx context.Context, c *client.Client, m *bangerv1.VM) ([]*bangerv1.VM, error) {
-	if m.GetFromTemplate() == "" {
-		return nil, nil
-	}
 	resp, err := message(c.VMs.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{States: []string{string(vm.Running)}})))
 	if err != nil {
 		return nil, err
 	}
-	others := slices.DeleteFunc(resp.GetVms(), func(o *bangerv1.VM) bool {
-		return o.GetId() == m.GetId() || o.GetFromTemplate() != m.GetFromTemplate()
-	})
+	others := slices.DeleteFunc(resp.GetVms(), func(o *bangerv1.VM) bool { return o.GetId() == m.GetId() || !related(m, o) })
 	return others[:min(len(others), mostCompared)], nil
+}
+
+// related reports whether two VMs run from one template, or one is a fork of the other, or both of a third.
+func related(a, b *bangerv1.VM) bool {
+	if a.GetFromTemplate() != "" && a.GetFromTemplate() == b.GetFromTemplate() {
+		return true
+	}
+	from, other := a.GetForkedFrom().GetId(), b.GetForkedFrom().GetId()
+	return from == b.GetId() || other == a.GetId() || from != "" && from == other
 }
 
 // traitsOf asks guests who they are, all at once. The first one must answer; of the others those that do not are left out.
@@ -152,6 +163,9 @@ func parseTraits(name, text string, now time.Time) (traits, bool) {
 		return traits{}, false
 	}
 	t := traits{name: name, machineID: lines[0], bootID: lines[1], hostname: lines[2], mac: lines[3], random: lines[4]}
+	if len(lines) > 6 {
+		t.linkLocal = lines[6]
+	}
 	seconds, err := strconv.ParseInt(lines[5], 10, 64)
 	if err != nil {
 		return traits{}, false
@@ -171,6 +185,7 @@ func compare(t traits, others []traits) []preflight.Result {
 		{"boot-id", func(t traits) string { return t.bootID }},
 		{"hostname", func(t traits) string { return t.hostname }},
 		{"mac-address", func(t traits) string { return t.mac }},
+		{"link-local", func(t traits) string { return t.linkLocal }},
 		{"random-numbers", func(t traits) string { return t.random }},
 	} {
 		checks = append(checks, distinct(what.id, what.get(t), others, what.get))

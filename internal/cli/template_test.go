@@ -120,9 +120,9 @@ func TestNoteTemplate(t *testing.T) {
 
 func TestTraits(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
-	text := "m1\nb1\nh1\n02:00:00:00:00:07\n0011\n1700000000\n"
+	text := "m1\nb1\nh1\n02:00:00:00:00:07\n0011\n1700000000\nfe800000000000000000000000000007\n"
 	one, ok := parseTraits("one", text, now)
-	if !ok || one != (traits{name: "one", machineID: "m1", bootID: "b1", hostname: "h1", mac: "02:00:00:00:00:07", random: "0011"}) {
+	if !ok || one != (traits{name: "one", machineID: "m1", bootID: "b1", hostname: "h1", mac: "02:00:00:00:00:07", random: "0011", linkLocal: "fe800000000000000000000000000007"}) {
 		t.Fatalf("%+v", one)
 	}
 	for _, bad := range []string{"", "m1\n", strings.Replace(text, "1700000000", "now", 1), strings.Replace(text, "b1", "", 1)} {
@@ -130,19 +130,51 @@ func TestTraits(t *testing.T) {
 			t.Errorf("%q: %+v", bad, got)
 		}
 	}
-	two := traits{name: "two", machineID: "m2", bootID: "b1", hostname: "h2", mac: "02:00:00:00:00:08", random: "0011", offset: time.Hour}
+	two := traits{name: "two", machineID: "m2", bootID: "b1", hostname: "h2", mac: "02:00:00:00:00:08", random: "0011", linkLocal: one.linkLocal, offset: time.Hour}
 	var failed []string
 	for _, r := range compare(two, []traits{one}) {
 		if r.Status == preflight.Fail {
 			failed = append(failed, r.ID)
 		}
 	}
-	if got := strings.Join(failed, " "); got != "boot-id random-numbers clock" {
+	if got := strings.Join(failed, " "); got != "boot-id link-local random-numbers clock" {
 		t.Errorf("failed: %s", got)
+	}
+	if old, ok := parseTraits("old", strings.Join(strings.Split(text, "\n")[:6], "\n")+"\n", now); !ok || old.linkLocal != "" {
+		t.Errorf("a guest without IPv6: %+v", old)
 	}
 	for _, r := range compare(one, nil) {
 		if r.Status != preflight.OK {
 			t.Errorf("alone: %+v", r)
 		}
+	}
+}
+
+func TestRelatedVMs(t *testing.T) {
+	vm := func(id, template, from string) *bangerv1.VM {
+		m := &bangerv1.VM{Id: id, FromTemplate: template}
+		if from != "" {
+			m.ForkedFrom = &bangerv1.VMOrigin{Id: from}
+		}
+		return m
+	}
+	for _, tc := range []struct {
+		a, b *bangerv1.VM
+		want bool
+	}{
+		{vm("a", "", ""), vm("b", "", ""), false},
+		{vm("a", "t", ""), vm("b", "t", ""), true},
+		{vm("a", "t", ""), vm("b", "u", ""), false},
+		{vm("a", "t", ""), vm("b", "", "a"), true},
+		{vm("b", "", "a"), vm("a", "t", ""), true},
+		{vm("b", "", "a"), vm("c", "", "a"), true},
+		{vm("b", "", "a"), vm("c", "", "d"), false},
+	} {
+		if got := related(tc.a, tc.b); got != tc.want {
+			t.Errorf("%v and %v: %v", tc.a, tc.b, got)
+		}
+	}
+	if got := origin(vm("b", "", "a"), 2).Detail; !strings.Contains(got, "2 other running vms have the same origin") {
+		t.Error(got)
 	}
 }

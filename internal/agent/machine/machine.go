@@ -47,6 +47,7 @@ type Machine struct {
 	dataSerial                    string  // of the data disk
 	nic                           string  // "" for none
 	applied                       network // what nic was set up with
+	lacksLinkLocal                bool    // nic gets its IPv6 link-local address after the next Wake
 }
 
 // New returns the machine of this process, which is PID 1.

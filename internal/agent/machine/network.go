@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -76,13 +77,19 @@ func (m *Machine) setNetwork(ctx context.Context, n *agentwire.Network) error {
 		return fault.New(fault.Unavailable, "the guest has no network interface")
 	}
 	m.nic = nic
-	if m.applied.prefix == parsed.prefix && m.applied.gateway == parsed.gateway && m.applied.mtu == parsed.mtu && parsed.mac != nil {
-		return setMAC(fd, nic, parsed.mac) // all that a guest that was woken as another one has to change
+	old := m.applied
+	if old.prefix == parsed.prefix && old.gateway == parsed.gateway && old.mtu == parsed.mtu && parsed.mac != nil {
+		err = setMAC(fd, nic, parsed.mac) // all that a guest that was woken as another one has to change
+	} else {
+		err = parsed.apply(fd, nic)
 	}
-	if err := parsed.apply(fd, nic); err != nil {
+	if err != nil {
 		return err
 	}
 	m.applied = parsed
+	if old.mac != nil && parsed.mac != nil && !bytes.Equal(old.mac, parsed.mac) {
+		m.changeLinkLocal(old.mac)
+	}
 	return nil
 }
 

@@ -39,6 +39,7 @@ func (m *Machine) Rehearse(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.withoutLinkLocal()
 	fd, err := m.openData()
 	if err != nil {
 		return err
