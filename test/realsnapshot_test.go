@@ -21,7 +21,7 @@ func ticks(t *testing.T, vars []string, name string) {
 	inGuest(t, vars, name, "kill -0 $(cat /dev/shm/pid)")
 	count := func() int {
 		t.Helper()
-		n, err := strconv.Atoi(inGuest(t, vars, name, "cat /dev/shm/n"))
+		n, err := strconv.Atoi(inGuest(t, vars, name, "n=; read n </dev/shm/n; until [ -n \"$n\" ]; do read n </dev/shm/n; done; echo $n"))
 		if err != nil {
 			t.Fatal(err)
 		}
