@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -38,8 +39,9 @@ import (
 // The rows of the clones are completed at the end, of all in one transaction. So a daemon that dies before leaves nothing of
 // them: VMs whose rows are not complete are removed by the next one. The staging area is emptied by it, too.
 
-// clonesAtOnce is how many clones are started at the same time. More are slower together under software emulation.
-const clonesAtOnce = 3
+// clonesAtOnce is how many clones are started at the same time: one for each processor. Each has a second of work under
+// software emulation, so more take nothing but the source's share.
+func clonesAtOnce() int { return max(3, runtime.NumCPU()) }
 
 // Stages of a fork.
 const (
@@ -342,7 +344,7 @@ func launchOfClone(l vmdir.Launch, v store.VM, disk, runDir string) vmdir.Launch
 // startClones starts the clones, some at a time. The first failure ends it; what is left of the others is undone.
 func (s *vmService) startClones(ctx context.Context, clones []store.VM, report progress.Func) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(clonesAtOnce)
+	group.SetLimit(clonesAtOnce())
 	started := make(chan struct{}, len(clones))
 	for _, v := range clones {
 		group.Go(func() error {
