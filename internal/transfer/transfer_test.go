@@ -49,8 +49,15 @@ func (s *server) ranges() []string {
 	return s.asked
 }
 
-func client() *Client {
-	return &Client{Stall: 300 * time.Millisecond, Backoff: []time.Duration{time.Millisecond, time.Millisecond}}
+func client() *Client { return clientFor("") }
+
+// clientFor is patient, but in the tests whose name says that it has to run out.
+func clientFor(test string) *Client {
+	stall := DefaultStall
+	if strings.Contains(test, "stalled") {
+		stall = 300 * time.Millisecond
+	}
+	return &Client{Stall: stall, Backoff: []time.Duration{time.Millisecond, time.Millisecond}}
 }
 
 // content is what the tests transfer.
@@ -140,7 +147,7 @@ func TestDownload(t *testing.T) {
 			s := serve(t, tt.script...)
 			path := filepath.Join(t.TempDir(), "f")
 			var last, total uint64
-			n, err := client().Download(t.Context(), s.URL+"/f", path, Options{Limit: size, Size: size, Progress: func(done, of uint64) { last, total = done, of }})
+			n, err := clientFor(name).Download(t.Context(), s.URL+"/f", path, Options{Limit: size, Size: size, Progress: func(done, of uint64) { last, total = done, of }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -224,7 +231,7 @@ func TestDownloadFailures(t *testing.T) {
 			t.Parallel()
 			s := serve(t, tt.script...)
 			dir := t.TempDir()
-			_, err := client().Download(t.Context(), s.URL+"/f", filepath.Join(dir, "f"), tt.opt)
+			_, err := clientFor(name).Download(t.Context(), s.URL+"/f", filepath.Join(dir, "f"), tt.opt)
 			if err == nil || !fault.Is(err, tt.class) || err.Error() != strings.ReplaceAll(tt.want, "URL", s.URL+"/f") {
 				t.Errorf("%s: %v", fault.ClassOf(err), err)
 			}
