@@ -9,13 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
-
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"banger/internal/fault"
 	"banger/internal/pipe"
-	"banger/internal/sparse"
 )
 
 // DefaultSize is the virtual size of every image. It is the same for all so that a restored guest, which remembers
@@ -49,6 +45,13 @@ type Result struct {
 // ErrAnew is what a Read of the stream may return once, instead of its end: forget what came so far, the whole stream
 // comes anew with the next Read. It is for senders that find out late that they should have said something else.
 var ErrAnew = errors.New("the tar stream begins anew")
+
+// Filler is a stream that can also write its files itself, in any order and several at once, and say afterwards what tree
+// they make. FromTar prefers that where the stream need not be hashed, and does not read such a stream.
+type Filler interface {
+	// Fill returns when nobody writes any more. read is the bytes of what it has read.
+	Fill(ctx context.Context, w *Writer) (root *Node, read uint64, entries int, err error)
+}
 
 // FromTar writes a read-only ext4 file system with what the tar stream holds to path, which must not exist, and pads
 // it with a hole to the virtual size. Owners, modes, times, hard links, device nodes and extended attributes are
@@ -88,112 +91,85 @@ func FromTar(ctx context.Context, r io.Reader, path string, opt Options) (Result
 
 // fill writes the file system, its identity and the padding to f.
 func fill(ctx context.Context, f *os.File, r io.Reader, opt Options) (Result, error) {
-	in := newInput(ctx, r, opt.Identity == "")
-	entries, err := write(in, f, opt)
+	res, err := write(ctx, f, r, opt)
 	if errors.Is(err, ErrAnew) {
 		if err = f.Truncate(0); err == nil {
-			in = newInput(ctx, r, opt.Identity == "")
-			entries, err = write(in, f, opt)
+			res, err = write(ctx, f, r, opt)
 		}
 	}
-	res := Result{Read: in.read, Entries: entries}
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return res, fault.Context(cause, "make %s", filepath.Base(f.Name()))
 		}
 		if NoSpace(err) {
-			return res, Exhausted(err, f.Name(), in.read)
+			return res, Exhausted(err, f.Name(), res.Read)
 		}
 		return res, fault.Context(err, "make %s", filepath.Base(f.Name()))
 	}
-	identity := sha256.Sum256([]byte(opt.Identity))
-	if opt.Identity == "" {
-		identity = [sha256.Size]byte(in.hash.Sum(nil))
-		res.Digest = "sha256:" + hex.EncodeToString(identity[:])
-	}
-	err = finish(f, identity[:], opt.Label)
-	if err == nil {
-		err = f.Truncate(int64(opt.Size))
-	}
+	err = f.Truncate(int64(opt.Size))
 	if err == nil && !opt.Temporary {
 		err = f.Sync()
 	}
-	return res, explain(err, f.Name(), in.read)
+	return res, explain(err, f.Name(), res.Read)
 }
 
-// write writes what the converter makes of the stream to f, which is empty.
-func write(in *input, f *os.File, opt Options) (entries int, err error) {
-	if opt.Entries > 0 {
-		in.most = min(opt.Entries, maxEntries)
+// write writes what the stream holds to f, which is empty.
+func write(ctx context.Context, f *os.File, r io.Reader, opt Options) (res Result, err error) {
+	w := newWriter(f, opt.Size, opt.Temporary)
+	defer w.close()
+	var root *Node
+	if filler, ok := r.(Filler); ok && opt.Identity != "" {
+		root, res.Read, res.Entries, err = filler.Fill(ctx, w)
+	} else {
+		root, err = readAhead(ctx, r, w, opt, &res)
 	}
-	out := sparse.NewWriter(f)
-	if !opt.Temporary {
-		out.WriteBack()
+	if err != nil {
+		return res, err
 	}
-	entries, err = pump(in, out, opt.Size)
-	if finishErr := out.Finish(); err == nil {
-		err = finishErr
+	identity := sha256.Sum256([]byte(opt.Identity))
+	if opt.Identity == "" {
+		_, _ = hex.Decode(identity[:], []byte(strings.TrimPrefix(res.Digest, "sha256:"))) // of our own making
 	}
-	return entries, err
+	return res, w.finish(root, identity[:], opt.Label)
 }
 
-// sourceError marks a failure of the reading side, which the converter sees as its own read error.
-type sourceError struct{ error }
-
-func (e sourceError) Unwrap() error { return e.error }
-
-// pump runs the refined tar stream through the converter and returns the number of entries. Both sides have ended
-// when it returns, and the error is that of the side which failed first.
-func pump(in *input, out io.ReadWriteSeeker, size uint64) (int, error) {
-	stop := context.AfterFunc(in.ctx, in.interrupt)
+// readAhead makes the tree while a goroutine of its own reads the stream. That has ended when it returns, and the error is
+// that of the side which failed first.
+func readAhead(ctx context.Context, r io.Reader, w *Writer, opt Options, res *Result) (*Node, error) {
+	ahead, out := pipe.New()
+	interrupt := func() {
+		if c, ok := r.(io.Closer); ok {
+			_ = c.Close() // it is given up, and whoever opened it hears of its failure
+		}
+		ahead.Close()
+	}
+	stop := context.AfterFunc(ctx, interrupt)
 	defer stop()
-	pr, pw := pipe.New()
-	var entries int
-	var sourceErr error
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if entries, sourceErr = refine(in, pw); sourceErr != nil {
-			pw.CloseWithError(sourceError{sourceErr})
-			return
-		}
-		pw.CloseWithError(nil)
+		_, err := out.ReadFrom(r)
+		out.CloseWithError(err)
 	}()
-	err := convert(pr, out, size)
-	pr.Close()
-	var echo sourceError
-	if err != nil && !errors.As(err, &echo) {
-		in.interrupt() // the reading side may be waiting for a slow sender
-		<-done
-		return 0, err
+	in := newInput(ctx, ahead, opt.Identity == "")
+	if opt.Entries > 0 {
+		in.most = min(opt.Entries, maxEntries)
+	}
+	stream := w.Stream()
+	root, entries, err := build(in, stream)
+	if closeErr := stream.Close(); err == nil {
+		err = closeErr
+	}
+	switch {
+	case err == nil, errors.Is(err, ErrAnew):
+		ahead.Close() // it has come to its end
+	default:
+		interrupt() // the sender may be slow
 	}
 	<-done
-	if sourceErr != nil && !errors.Is(sourceErr, io.ErrClosedPipe) {
-		return 0, sourceErr
+	res.Read, res.Entries = in.read, entries
+	if in.hash != nil {
+		res.Digest = "sha256:" + hex.EncodeToString(in.hash.Sum(nil))
 	}
-	return entries, err
-}
-
-// convert writes the file system. The converter is not ours: what it panics on counts as bad input.
-func convert(r io.Reader, out io.ReadWriteSeeker, size uint64) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fault.New(fault.Invalid, "tar stream cannot be converted: %v", p)
-		}
-	}()
-	err = tar2ext4.ConvertTarToExt4(r, out, tar2ext4.MaximumDiskSize(int64(size)))
-	var echo sourceError
-	switch {
-	case err == nil, errors.As(err, &echo), isSyscall(err):
-		return err
-	case strings.Contains(err.Error(), "disk exceeded maximum size"): // its type is not exported
-		return fault.New(fault.Exhausted, "the files do not fit into %d bytes", size)
-	}
-	return fault.Wrap(fault.Invalid, err, "tar stream")
-}
-
-// isSyscall tells a failure of the host from one of the input.
-func isSyscall(err error) bool {
-	var errno syscall.Errno
-	return errors.As(err, &errno) || errors.Is(err, os.ErrClosed)
+	return root, err
 }

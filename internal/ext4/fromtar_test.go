@@ -214,7 +214,7 @@ func TestFromTarBadStreams(t *testing.T) {
 		"malformed acl":       {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.system.posix_acl_access": "abc"}}}), 0, fault.Invalid, "access control"},
 		"root as a file":      {archive(t, file{Header: tar.Header{Typeflag: tar.TypeReg, Name: "."}}), 0, fault.Invalid, "root must be"},
 		"nameless attribute":  {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.user.": "v"}}}), 0, fault.Invalid, "bad name"},
-		"attribute too large": {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 5000)}}}), 0, fault.Invalid, "xattr"},
+		"attribute too large": {archive(t, file{Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 5000)}}}), 0, fault.Invalid, "no room"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "x")

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/ext4"
 	"banger/internal/fault"
 )
 
@@ -22,7 +23,7 @@ type Entry struct {
 	Xattrs             map[string]string // by name ("security.capability"); may be nil
 
 	children map[string]name // of a directory
-	contents extent          // of a regular file that waits in scratch
+	contents extent          // of a regular file, as far as they are not in the stream
 	touched  int32           // the newest layer that mentioned the directory or something below it
 	swept    int32           // the newest layer that removed all it has not touched below the directory
 	sent     bool            // the contents are in the stream
@@ -36,10 +37,11 @@ type name struct {
 	sent  bool  // it is in the stream
 }
 
-// extent is where contents are: in a scratch file or nowhere.
+// extent is where contents are: in a scratch file, in a file system that is being made, or nowhere.
 type extent struct {
 	file *scratch
 	off  int64
+	at   ext4.Extent
 }
 
 // IsDir reports whether e is a directory.

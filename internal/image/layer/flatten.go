@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 
@@ -17,37 +18,49 @@ import (
 
 // Flatten returns the flat tar stream of the layers, lowest first, in the form that ext4.FromTar takes: the contents of
 // a directory may come before itself, and a Read may fail once with ext4.ErrAnew. One io.EOF means that all of it is
-// there and was checked. Layers are read one after the other, the highest first; the next one is opened early.
+// there and was checked. Layers are read one after the other, the highest first; the next one is opened early. Nothing
+// begins before the first Read. Instead of being read the stream can fill a file system (Fill).
 //
-// Close ends everything that was started and waits for it. It may be called while a Read is going on, which then fails.
-func Flatten(ctx context.Context, layers []Blob, opt Options) io.ReadCloser {
-	ctx, cancel := context.WithCancel(ctx)
-	s := &stream{cancel: cancel}
-	first, out := pipe.New()
-	second, again := pipe.New()
-	s.parts = []*pipe.Reader{first, second}
-	s.working.Go(func() {
-		j := newJob(layers, opt)
-		err := flatten(ctx, j, out, passAll)
-		out.CloseWithError(err)
-		if errors.Is(err, ext4.ErrAnew) {
-			j.restart()
-			again.CloseWithError(flatten(ctx, j, again, waitAll))
-		}
-	})
+// Close ends everything that was started and waits for it. It may be called while a Read or Fill is going on, which then
+// fails.
+func Flatten(ctx context.Context, layers []Blob, opt Options) *Stream {
+	s := &Stream{layers: layers, opt: opt}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	for range 2 {
+		r, w := pipe.New()
+		s.parts, s.in = append(s.parts, r), append(s.in, w)
+	}
 	return s
 }
 
-// stream is the reading end of Flatten.
-type stream struct {
-	cancel  context.CancelFunc
+// Stream is what Flatten returns.
+type Stream struct {
+	layers []Blob
+	opt    Options
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	begin   sync.Once
 	working sync.WaitGroup
-	parts   []*pipe.Reader
-	part    int // being read
+	in      []*pipe.Writer
+	parts   []*pipe.Reader // the stream, and the stream anew
+	part    int            // being read
+}
+
+// work writes the stream.
+func (s *Stream) work() {
+	j := newJob(s.layers, s.opt)
+	err := flatten(s.ctx, j, s.in[0], passAll)
+	s.in[0].CloseWithError(err)
+	if errors.Is(err, ext4.ErrAnew) {
+		j.restart()
+		s.in[1].CloseWithError(flatten(s.ctx, j, s.in[1], waitAll))
+	}
 }
 
 // Read implements io.Reader.
-func (s *stream) Read(p []byte) (int, error) {
+func (s *Stream) Read(p []byte) (int, error) {
+	s.begin.Do(func() { s.working.Go(s.work) })
 	n, err := s.parts[s.part].Read(p)
 	if errors.Is(err, ext4.ErrAnew) && s.part == 0 {
 		s.part++
@@ -56,11 +69,12 @@ func (s *stream) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (s *stream) Close() error {
-	s.cancel()
+func (s *Stream) Close() error {
+	s.cancel(os.ErrClosed)
 	for _, part := range s.parts {
 		part.Close()
 	}
+	s.begin.Do(func() {}) // what has not begun does not begin any more
 	s.working.Wait()
 	return nil
 }

@@ -133,6 +133,7 @@ func check(t testing.TB, streams ...[]byte) (want map[string]file, restart bool)
 	}
 	checkGiven(t, a.given)
 	checkTree(t, opt, want, refErr, streams)
+	checkFilled(t, opt, want, refErr, streams)
 	if left, err := os.ReadDir(opt.Scratch); err != nil || len(left) > 0 {
 		t.Fatalf("left in scratch: %v, %v", left, err)
 	}

@@ -46,8 +46,7 @@ type Options struct {
 	Stall    time.Duration   // after how long without a byte a registry counts as stalled; 0: 30 s
 	Backoff  []time.Duration // how long to wait before trying again, one for each time; nil: about 8 s altogether
 
-	flatten flattener // of tests
-	certs   []string  // directories of certificates; nil: certDirs
+	certs []string // directories of certificates; nil: certDirs
 }
 
 // withDefaults fills in what is not set.
@@ -66,9 +65,6 @@ func (o Options) withDefaults() Options {
 	}
 	if o.certs == nil {
 		o.certs = certDirs()
-	}
-	if o.flatten == nil {
-		o.flatten = layer.Flatten
 	}
 	return o
 }

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -16,11 +17,8 @@ import (
 	"banger/internal/image/source"
 )
 
-// flattener is layer.Flatten.
-type flattener func(ctx context.Context, layers []layer.Blob, opt layer.Options) io.ReadCloser
-
-// pull brings the layers of one image into the store, and is the tar stream that is made of them meanwhile. A few workers
-// go through the layers from the lowest up; Close ends them and waits.
+// pull brings the layers of one image into the store, and is the tar stream that is made of them meanwhile, or fills a file
+// system with them. A few workers go through the layers, the largest first; Close ends them and waits.
 type pull struct {
 	ctx     context.Context // of the workers and of unpacking
 	parent  context.Context // of the caller
@@ -30,7 +28,7 @@ type pull struct {
 	meter   *meter
 	workers sync.WaitGroup
 	scratch string
-	tar     io.ReadCloser
+	tar     *layer.Stream
 	cleanup func() // of the place, after everything else
 
 	mu   sync.Mutex // guards the fields below
@@ -71,14 +69,16 @@ func (o Options) tree(ctx context.Context, req source.Request, img found, verb s
 	blobs := p.plan(img)
 	p.meter = newMeter(req.Progress, verb, p.items, o.Blobs)
 	queue := make(chan *item, len(p.items))
-	for _, it := range slices.Backward(p.items) { // the order in which Flatten reads them
+	order := slices.Clone(p.items) // that in which layer.Fill reads them
+	slices.SortStableFunc(order, func(a, b *item) int { return cmp.Compare(b.want.Size, a.want.Size) })
+	for _, it := range order {
 		queue <- it
 	}
 	close(queue)
 	for range min(o.Parallel, len(p.items)) {
 		p.workers.Go(func() { p.work(queue) })
 	}
-	p.tar = o.flatten(p.ctx, blobs, layer.Options{Scratch: scratch, Limits: o.Limits, Progress: p.meter.unpacked})
+	p.tar = layer.Flatten(p.ctx, blobs, layer.Options{Scratch: scratch, Limits: o.Limits, Progress: p.meter.unpacked})
 	return source.Tree{
 		Tar: p, Config: img.config.config, Arch: img.arch, Digest: identity(img.configDigest, sourceLayers(img.layers)),
 		Layers: sourceLayers(img.layers),
@@ -181,18 +181,32 @@ func (p *pull) Read(b []byte) (int, error) {
 	if err == nil || errors.Is(err, ext4.ErrAnew) {
 		return n, err
 	}
-	if err != io.EOF {
+	if ended := p.ended(err); ended != nil {
+		err = ended
+	}
+	return n, err
+}
+
+// Fill implements ext4.Filler. Every layer is in the store and verified when it does not fail.
+func (p *pull) Fill(ctx context.Context, w *ext4.Writer) (root *ext4.Node, read uint64, entries int, err error) {
+	root, read, entries, err = p.tar.Fill(ctx, w)
+	if ended := p.ended(err); ended != nil {
+		err = ended
+	}
+	return root, read, entries, err
+}
+
+// ended waits for the workers when unpacking has ended, and returns the failure that counts more than that of unpacking.
+func (p *pull) ended(err error) error {
+	if err != nil && err != io.EOF {
 		// A layer that makes no sense may be damaged on the way, which is known when all of it has come.
 		p.stop(!fault.Is(err, fault.Invalid))
 	}
 	p.workers.Wait() // at the end, too: unpacking need not have read the blobs to their ends
 	if p.parent.Err() != nil {
-		return n, context.Cause(p.parent)
+		return context.Cause(p.parent)
 	}
-	if failed := p.failure(); failed != nil {
-		return n, failed
-	}
-	return n, err
+	return p.failure()
 }
 
 // Close implements io.Closer.
