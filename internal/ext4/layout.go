@@ -280,15 +280,15 @@ func (w *Writer) plan(inodes uint32) (layout, error) {
 		each := (inodes + groups - 1) / groups
 		each = (each + inodesPerBlock - 1) / inodesPerBlock * inodesPerBlock
 		used := uint64(w.next) + uint64(groups)*uint64(each/inodesPerBlock+2)
+		size := max(used, uint64(groups-1)*groupBlocks+1) // the last group has a block of its own
 		switch {
-		case used > uint64(w.end) || uint64(groups) > uint64(w.descriptorBlocks())*(blockSize/descriptorSize):
+		case size > uint64(w.end) || uint64(groups) > uint64(w.descriptorBlocks())*(blockSize/descriptorSize):
 			return layout{}, w.full()
 		case each > groupBlocks || used > uint64(groups)*groupBlocks:
 			continue
 		}
 		table := w.next
-		l := layout{Writer: w, groups: groups, inodesPerGroup: each, table: table, bitmaps: table + groups*each/inodesPerBlock}
-		l.size = max(uint32(used), (groups-1)*groupBlocks+1)
+		l := layout{Writer: w, groups: groups, inodesPerGroup: each, table: table, bitmaps: table + groups*each/inodesPerBlock, size: uint32(size)}
 		w.next = uint32(used)
 		return l, nil
 	}
