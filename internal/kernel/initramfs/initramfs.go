@@ -31,7 +31,16 @@ const (
 )
 
 // layout changes when Build makes something else of the same input.
-const layout = 2
+const layout = 3
+
+// QEMU puts the archive at the very end of the guest's memory, beginning with a page. SeaBIOS, which is the firmware of
+// QEMU's microvms but where a distribution has made qboot that, puts the ACPI tables at the end of the same memory
+// before, where the archive then overwrites them: depending on its length and its last bytes the kernel hangs at "ACPI: Core
+// revision" or does without the tables. An archive whose last page is nearly empty leaves them alone.
+const (
+	page  = 4096
+	inEnd = 4 // bytes in the last page: they are no part of the archive
+)
 
 // Ensure returns the path of the initramfs for the kernel in kernelDir, whose manifest is m, and the given agent
 // binary. It is made in cacheDir (which is created if need be) unless it is there already. Any number of callers, in
@@ -59,10 +68,16 @@ func Ensure(cacheDir, kernelDir string, m kernel.Manifest, agent []byte) (path s
 	if err := os.MkdirAll(cacheDir, 0o700); err != nil {
 		return "", fault.Wrap(fault.Internal, err, "initramfs")
 	}
-	if err := atomicfile.Write(path, append(initrd, Build(agent, modules)...), 0o600); err != nil {
+	if err := atomicfile.Write(path, clearEnd(append(initrd, Build(agent, modules)...)), 0o600); err != nil {
 		return "", fault.Wrap(fault.Internal, err, "initramfs")
 	}
 	return path, nil
+}
+
+// clearEnd fills an archive up with zeroes, which Linux skips, so that next to nothing of it is in its last page.
+func clearEnd(data []byte) []byte {
+	fill := (page - len(data)%page) % page
+	return append(data, make([]byte, fill+inEnd)...)
 }
 
 // readInitrd returns the kernel's own initial RAM disk, filled up so that an archive can follow it.

@@ -125,7 +125,7 @@ func TestEnsureByManyCallers(t *testing.T) {
 				return
 			}
 			paths[i] = path
-			if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, Build([]byte("agent"), modules())) {
+			if data, err := os.ReadFile(path); err != nil || !bytes.Equal(data, clearEnd(Build([]byte("agent"), modules()))) {
 				t.Errorf("%d bytes, %v", len(data), err)
 			}
 		})
@@ -176,7 +176,8 @@ func TestEnsurePutsTheKernelsOwnFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	data, err := os.ReadFile(path)
-	if want := append([]byte("users\x00\x00\x00\x00\x00\x00\x00"), Build([]byte("agent"), modules())...); err != nil || !bytes.Equal(data, want) {
+	want := append([]byte("users\x00\x00\x00\x00\x00\x00\x00"), Build([]byte("agent"), modules())...)
+	if err != nil || !bytes.Equal(data[:min(len(data), len(want))], want) || len(bytes.Trim(data[len(want):], "\x00")) > 0 {
 		t.Errorf("%d bytes, %v, want %d", len(data), err, len(want))
 	}
 }
@@ -202,5 +203,23 @@ func TestEnsureOfADamagedKernel(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(cache); err != nil || len(entries) != 0 {
 		t.Errorf("in the cache: %v, %v", entries, err)
+	}
+}
+
+// The end of the guest's memory, in the same page as the end of the archive, belongs to the firmware.
+func TestTheLastPageIsNearlyEmpty(t *testing.T) {
+	for _, size := range []int{0, 1, 4, 4092, 4093, 4095, 4096, 4097, 3925496, 5881664} {
+		data := clearEnd(bytes.Repeat([]byte{7}, size))
+		if len(data)%4096 != 4 || len(data) < size+4 || len(data) > size+4100 || len(bytes.TrimRight(data, "\x00")) != size {
+			t.Errorf("%d bytes become %d", size, len(data))
+		}
+	}
+	dir, m := kernelDir(t)
+	path, err := Ensure(t.TempDir(), dir, m, []byte("agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size()%4096 != 4 {
+		t.Errorf("%v, %v", info.Size(), err)
 	}
 }
