@@ -46,8 +46,8 @@ func From(ctx context.Context, in *os.File, dst string) (res Result, err error) 
 			err = errors.Join(explain(err, dst), os.Remove(dst))
 		}
 	}()
-	if unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil { // else not supported, or another file system
-		return Result{Shared: true}, nil
+	if res.Shared, err = clone(in, out); err != nil || res.Shared {
+		return res, err
 	}
 	info, err := in.Stat()
 	if err != nil {
@@ -61,7 +61,7 @@ func From(ctx context.Context, in *os.File, dst string) (res Result, err error) 
 }
 
 // Share copies src to dst, which must not exist, if that takes no time because blocks are shared. If it cannot be, it is
-// false, and dst does not exist.
+// false. Unless it is true, dst does not exist.
 func Share(src, dst string) (bool, error) {
 	in, err := os.Open(src)
 	if err != nil {
@@ -72,12 +72,31 @@ func Share(src, dst string) (bool, error) {
 	if err != nil {
 		return false, explain(err, dst)
 	}
-	shared := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())) == nil
-	err = out.Close()
-	if !shared || err != nil {
+	shared, err := clone(in, out)
+	if err = errors.Join(err, out.Close()); err != nil {
+		shared = false
+	}
+	if !shared {
 		err = errors.Join(err, os.Remove(dst))
 	}
 	return shared, explain(err, dst)
+}
+
+// clone makes one file share the blocks of another one. It is false where that cannot be; a file system that can and
+// has no room for it is an error, which a copy would come to as well.
+func clone(in, out *os.File) (bool, error) {
+	for {
+		switch err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())); {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO):
+			return false, os.NewSyscallError("clone", err)
+		default: // not supported, or another file system
+			return false, nil
+		}
+	}
 }
 
 // explain gives a full disk its class.

@@ -27,7 +27,8 @@ func Shares(dir string) bool {
 	if _, err := files[0].Write(make([]byte, 4096)); err != nil {
 		return false
 	}
-	return unix.IoctlFileClone(int(files[1].Fd()), int(files[0].Fd())) == nil
+	shares, err := clone(files[0], files[1])
+	return shares && err == nil
 }
 
 // The ioctl that tells where the parts of a file are (linux/fiemap.h).

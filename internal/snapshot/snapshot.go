@@ -306,7 +306,12 @@ func (s Set) Begin(name string) (dir string, err error) {
 	if _, err := os.Lstat(s.path(name)); err == nil {
 		return "", fault.New(fault.Exists, "vm %s has a snapshot %s already", s.vm, name).WithHint("banger snapshot rm %s %s", s.vm, name)
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := os.Mkdir(s.dir, 0o700); err == nil {
+		err = atomicfile.SyncDir(filepath.Dir(s.dir)) // or the first snapshot could be gone after a power cut
+		if err != nil {
+			return "", err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
 	return os.MkdirTemp(s.dir, newPrefix+name+".")
