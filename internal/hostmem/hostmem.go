@@ -172,6 +172,9 @@ func (g group) left() (bytes uint64, ok bool) {
 		limitFile, usedFile, idle = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 	}
 	limit, okLimit := number(filepath.Join(g.dir, limitFile))
+	if high, ok := number(filepath.Join(g.dir, "memory.high")); ok && !g.v1 && (!okLimit || high < limit) {
+		limit, okLimit = high, true // nobody is killed above it, but all are slowed down until they stand still
+	}
 	used, okUsed := number(filepath.Join(g.dir, usedFile))
 	if !okLimit || !okUsed || limit > math.MaxInt64/2 { // v1 says "none" with a huge number
 		return 0, false

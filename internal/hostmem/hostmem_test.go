@@ -56,6 +56,23 @@ func TestAvailable(t *testing.T) {
 			"sys/fs/cgroup/memory/memory.limit_in_bytes":   "9223372036854771712\n",
 			"sys/fs/cgroup/memory/memory.usage_in_bytes":   "5\n",
 		}, Free{50 * mib, "control group /x"}},
+		{"v1, the parent limits", map[string]string{
+			"proc/meminfo": meminfo, "proc/self/mountinfo": v1mount, "proc/self/cgroup": "4:memory:/x/inner\n0::/\n",
+			"sys/fs/cgroup/memory/x/inner/memory.limit_in_bytes": "9223372036854771712\n",
+			"sys/fs/cgroup/memory/x/inner/memory.usage_in_bytes": "1\n",
+			"sys/fs/cgroup/memory/x/memory.limit_in_bytes":       "104857600\n",
+			"sys/fs/cgroup/memory/x/memory.usage_in_bytes":       "52428800\n",
+		}, Free{50 * mib, "control group /x"}},
+		{"v2, slowed down before it is killed", map[string]string{
+			"proc/meminfo": meminfo, "proc/self/mountinfo": v2mount, "proc/self/cgroup": "0::/a\n",
+			"sys/fs/cgroup/a/memory.max": "209715200\n", "sys/fs/cgroup/a/memory.high": "104857600\n",
+			"sys/fs/cgroup/a/memory.current": "52428800\n",
+		}, Free{50 * mib, "control group /a"}},
+		{"v2, slowed down and never killed", map[string]string{
+			"proc/meminfo": meminfo, "proc/self/mountinfo": v2mount, "proc/self/cgroup": "0::/a\n",
+			"sys/fs/cgroup/a/memory.max": "max\n", "sys/fs/cgroup/a/memory.high": "104857600\n",
+			"sys/fs/cgroup/a/memory.current": "52428800\n",
+		}, Free{50 * mib, "control group /a"}},
 		{"a container that sees its own group as the root", map[string]string{
 			"proc/meminfo":                 meminfo,
 			"proc/self/mountinfo":          "30 23 0:26 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n",
