@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"banger/internal/agentwire"
+	"banger/internal/atomicfile"
 	"banger/internal/diskcopy"
 	"banger/internal/ext4"
 	"banger/internal/fault"
@@ -55,7 +57,7 @@ func (s *vmService) fork(ctx context.Context, o forkOrder, report progress.Func)
 	if err != nil {
 		return "", err
 	}
-	release, err := s.fleet.admission.admit(admissionFor{what: fmt.Sprintf("%d clones of vm %s", o.count, source.Name()), count: o.count,
+	release, err := s.fleet.admission.admit(admissionFor{what: clonesOf(o.count, source), count: o.count,
 		fewer: "banger vm fork -n %d " + string(source.Name())}, source.Spec.Memory)
 	if err != nil {
 		return "", err
@@ -77,9 +79,12 @@ func (s *vmService) fork(ctx context.Context, o forkOrder, report progress.Func)
 		return "", err
 	}
 	if o.start {
-		if err := s.startClones(ctx, clones, report); err != nil {
-			return "", err
-		}
+		err = s.startClones(ctx, clones, report)
+	} else {
+		err = s.fleet.syncDisks(clones)
+	}
+	if err != nil {
+		return "", err
 	}
 	if err := s.cfg.step(ctx, StepForkStarted); err != nil {
 		return "", err
@@ -98,6 +103,13 @@ func (s *vmService) fork(ctx context.Context, o forkOrder, report progress.Func)
 	u.Disarm()
 	if err := os.RemoveAll(stage.dir); err != nil {
 		s.log.WarnContext(ctx, "the staging area of a fork is left until the next start of the daemon", "error", err)
+	}
+	if o.start {
+		s.fleet.wg.Go(func() {
+			if err := s.fleet.syncDisks(clones); err != nil {
+				s.log.Warn("cannot sync the disks of clones", "vm", o.source, "error", err)
+			}
+		})
 	}
 	s.log.InfoContext(ctx, "vm forked", "vm", o.source, "clones", len(clones), "still_us", stage.still)
 	// What fails from here on changes nothing any more: the clones are there.
@@ -211,10 +223,18 @@ func (f *fleet) roomToFork(v store.VM, o forkOrder) error {
 	}
 	free, err := ext4.Free(dir)
 	if err == nil && free < need {
-		return fault.New(fault.Exhausted, "%d clones of vm %s need up to %s on the disk, %s are free", o.count, v.Name(),
-			vm.FormatSize(need), vm.FormatSize(free)).WithHint("banger image prune")
+		return fault.New(fault.Exhausted, "up to %s on the disk are needed for %s, %s are free",
+			vm.FormatSize(need), clonesOf(o.count, v), vm.FormatSize(free)).WithHint("banger image prune")
 	}
 	return nil
+}
+
+// clonesOf names what a fork makes.
+func clonesOf(count int, source store.VM) string {
+	if count == 1 {
+		return "a clone of vm " + string(source.Name())
+	}
+	return fmt.Sprintf("%d clones of vm %s", count, source.Name())
 }
 
 // clones makes the VMs, none of which runs. unlock gives back their locks.
@@ -364,6 +384,24 @@ func (s *vmService) startClones(ctx context.Context, clones []store.VM, report p
 		})
 	}
 	return group.Wait()
+}
+
+// syncDisks makes the disks of clones durable. The guests think that what they have flushed before the fork is. Of clones
+// that run nobody waits for it; a memory must not be found beside a disk that has lost something.
+func (f *fleet) syncDisks(clones []store.VM) error {
+	for _, v := range clones {
+		file, err := os.OpenFile(f.dir(v.ID).Path(paths.VMDisk), os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) { // it was removed meanwhile
+			continue
+		}
+		if err == nil {
+			err = errors.Join(file.Sync(), file.Close())
+		}
+		if err != nil {
+			return fault.Context(withClass(err), "disk of vm %s", v.Name())
+		}
+	}
+	return atomicfile.SyncDir(f.cfg.Paths.VMs())
 }
 
 // withoutHintAt replaces a hint at a VM that is not there any more when somebody reads it.
