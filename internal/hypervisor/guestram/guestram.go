@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"sort"
 	"strings"
 	"syscall"
 
@@ -37,6 +39,34 @@ func Total(ranges []Range) (n uint64) {
 		n += r.Length
 	}
 	return n
+}
+
+// Split returns the first n bytes of the ranges, which begin and end with a page if n does, and the others.
+func Split(ranges []Range, n uint64) (first, rest []Range) {
+	for i, r := range ranges {
+		if r.Length <= n {
+			n -= r.Length
+			continue
+		}
+		first, rest = slices.Clone(ranges[:i]), slices.Clone(ranges[i:])
+		if n > 0 {
+			first = append(first, Range{Offset: r.Offset, Length: n})
+			rest[0] = Range{Offset: r.Offset + n, Length: r.Length - n}
+		}
+		return first, rest
+	}
+	return ranges, nil
+}
+
+// Cover reports whether all of some ranges is in others. Both are in order, as Private returns them.
+func Cover(ranges, some []Range) bool {
+	for _, s := range some {
+		i := sort.Search(len(ranges), func(i int) bool { return ranges[i].Offset+ranges[i].Length > s.Offset })
+		if i == len(ranges) || ranges[i].Offset > s.Offset || ranges[i].Offset+ranges[i].Length < s.Offset+s.Length {
+			return false
+		}
+	}
+	return true
 }
 
 // Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -113,5 +114,33 @@ func TestRefusals(t *testing.T) {
 	gone := RAM{PID: 1 << 30, Start: page, Size: page}
 	if _, err := gone.Private(); err == nil {
 		t.Error("pages of a process that is not there")
+	}
+}
+
+func TestSplitAndCover(t *testing.T) {
+	all := []Range{{0, 10}, {20, 5}, {40, 1}}
+	for n, want := range map[uint64][2][]Range{
+		0:  {{}, all},
+		4:  {{{0, 4}}, {{4, 6}, {20, 5}, {40, 1}}},
+		10: {{{0, 10}}, {{20, 5}, {40, 1}}},
+		12: {{{0, 10}, {20, 2}}, {{22, 3}, {40, 1}}},
+		16: {all, nil},
+		99: {all, nil},
+	} {
+		first, rest := Split(all, n)
+		if !slices.Equal(first, want[0]) || !slices.Equal(rest, want[1]) {
+			t.Errorf("%d: %v, %v", n, first, rest)
+		}
+		if !Cover(all, first) || !Cover(all, rest) {
+			t.Errorf("%d: the whole does not cover its parts", n)
+		}
+	}
+	if !slices.Equal(all, []Range{{0, 10}, {20, 5}, {40, 1}}) {
+		t.Errorf("it has changed: %v", all)
+	}
+	for _, not := range [][]Range{{{10, 1}}, {{9, 2}}, {{19, 3}}, {{24, 2}}, {{41, 1}}, {{0, 10}, {15, 1}}} {
+		if Cover(all, not) {
+			t.Errorf("%v is covered", not)
+		}
 	}
 }

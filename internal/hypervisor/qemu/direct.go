@@ -14,6 +14,7 @@ import (
 
 	"banger/internal/diskcopy"
 	"banger/internal/fault"
+	"banger/internal/hostmem"
 	"banger/internal/hypervisor"
 	"banger/internal/hypervisor/guestram"
 	"banger/internal/hypervisor/qmp"
@@ -22,19 +23,22 @@ import (
 // A machine is saved directly where that is possible: QEMU writes the state of its devices, and its memory is read from
 // outside (package guestram). A machine that was restored has only what it has written since as memory of its own; the
 // rest is copied from the file that it maps, before it is stopped. The guest stands still while QEMU writes some 300 KB and
-// its own pages are read into memory of this process, 5-30 ms; they are written to the file when it runs again.
+// its own pages are read into memory of this process, 5-30 ms; they are written to the file when it runs again. Pages that
+// there is no room for are written to the file before, and once more while the guest stands still: half a second for
+// each GiB, most of it in the page cache.
 //
 // The migration of saveCopy does the same work page by page over a socket, for every page of the guest, used or not: 2.7
-// s for a guest of 1 GiB under emulation. It is left for guests with more pages of their own than are worth holding, and
-// for hosts that let nobody look into a process.
+// s for a guest of 1 GiB under emulation. It is left for hosts that let nobody look into a process.
 
 const (
 	devicesFile = "devices" // in Spec.RunDir: the state of devices as QEMU writes it
 	// maxHeld is how much of a guest that goes on is held in memory at once. Reading as much takes some 60 ms, in which the
 	// guest stands still.
 	maxHeld = 256 << 20
-	// heldSlack is how much more a guest may have of its own when it is stopped than a moment before.
+	// heldSlack is how much more a guest is thought to have of its own when it is stopped than a moment before.
 	heldSlack = 32 << 20
+	// heldShare is the part of the memory that the host has left which may be taken for it: 1/heldShare.
+	heldShare = 4
 )
 
 // errIndirect says that the machine has to be saved by migration. Nothing has been done then.
@@ -42,12 +46,9 @@ var errIndirect = errors.New("the machine cannot be saved directly")
 
 // saveDirect saves a machine whose memory is its own.
 func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hypervisor.SaveOptions, copies *copies) (still time.Duration, err error) {
-	ram, before, err := m.own(ctx)
+	ram, err := m.own(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", errIndirect, err)
-	}
-	if n := guestram.Total(before); !opt.Stay && n > maxHeld {
-		return 0, fmt.Errorf("%w: it has %d bytes of its own", errIndirect, n)
 	}
 	memory, err := m.copyBase(ctx, to.Memory)
 	if err != nil {
@@ -56,10 +57,10 @@ func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hyper
 	defer func() { err = errors.Join(err, memory.Close()) }()
 	p := pages{ram: ram, file: memory, sparse: m.base == nil}
 	if !opt.Stay {
-		if err := p.hold(guestram.Total(before) + heldSlack); err != nil {
+		defer p.release()
+		if err := p.prepare(hostmem.Host{}.Available); err != nil {
 			return 0, err
 		}
-		defer p.release()
 	}
 	if err := copies.attach(ctx); err != nil {
 		return 0, err
@@ -90,33 +91,33 @@ func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hyper
 	return still, writeNew(to.State, devices)
 }
 
-// own is where QEMU has the guest's memory, and which pages of it are no file's.
-func (m *Machine) own(ctx context.Context) (guestram.RAM, []guestram.Range, error) {
+// own is where QEMU has the guest's memory.
+func (m *Machine) own(ctx context.Context) (guestram.RAM, error) {
 	ram := guestram.RAM{PID: m.PID(), Size: m.spec.Memory}
 	var text string
 	args := map[string]any{"command-line": "gpa2hva 0"}
 	if err := m.qmp.Execute(ctx, "human-monitor-command", args, &text); err != nil {
-		return ram, nil, err
+		return ram, err
 	}
 	if n, err := fmt.Sscanf(text, "Host virtual address for 0x0 (ram) is 0x%x", &ram.Start); n != 1 || err != nil {
-		return ram, nil, fmt.Errorf("QEMU does not say where the memory is: %.80q", text)
+		return ram, fmt.Errorf("QEMU does not say where the memory is: %.80q", text)
 	}
 	if m.base != nil {
 		info, err := m.base.Stat()
 		if err != nil {
-			return ram, nil, err
+			return ram, err
 		}
 		ram.File = info
 	}
 	if err := ram.Check(); err != nil {
-		return ram, nil, err
+		return ram, err
 	}
 	var probe [1]byte // whether the kernel lets us
 	if err := ram.Peek(probe[:]); err != nil {
-		return ram, nil, err
+		return ram, err
 	}
-	ranges, err := ram.Private()
-	return ram, ranges, err
+	_, err := ram.Private() // likewise
+	return ram, err
 }
 
 // copyBase makes the file of the memory, with what was there when the machine was restored.
@@ -209,31 +210,57 @@ type pages struct {
 	sparse bool // the file is empty so far: pages of zeroes need not be written
 	held   []byte
 	ranges []guestram.Range // what is in held
+	early  []guestram.Range // what was written to the file while the guest ran
 }
 
-// hold makes room for that much, with pages that are there: the guest does not wait for them.
-func (p *pages) hold(size uint64) (err error) {
-	p.held, err = unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-	return os.NewSyscallError("mmap", err)
-}
-
-func (p *pages) release() { _ = unix.Munmap(p.held) }
-
-// take reads the pages of a guest that stands still: into memory, or to the file when none is held.
-func (p *pages) take() (err error) {
-	if p.ranges, err = p.ram.Private(); err != nil {
+// prepare makes room for the pages of a guest that goes on, as far as the host has it, with memory that is there: the guest
+// does not wait for it. What finds no room is written to the file now.
+func (p *pages) prepare(available func() (hostmem.Free, error)) error {
+	ranges, err := p.ram.Private()
+	if err != nil {
 		return err
 	}
-	if p.held == nil {
-		return p.ram.Copy(p.ranges, p.sink())
+	room := min(guestram.Total(ranges), maxHeld) + heldSlack
+	if free, err := available(); err == nil {
+		room = min(room, free.Bytes/heldShare)
 	}
-	n := guestram.Total(p.ranges)
-	if n > uint64(len(p.held)) {
-		p.ranges = nil
-		return fault.New(fault.Unavailable, "the guest writes to its memory faster than it can be saved")
+	if room -= room % uint64(os.Getpagesize()); room > 0 {
+		p.held, err = unix.Mmap(-1, 0, int(room), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+		if err != nil { // then without
+			p.held = nil
+		}
 	}
-	return p.ram.Read(p.ranges, p.held[:n])
+	if _, p.early = guestram.Split(ranges, uint64(len(p.held))); len(p.early) == 0 {
+		return nil
+	}
+	if err := p.ram.Copy(p.early, p.sink()); err != nil {
+		return err
+	}
+	p.sparse = false // a page may be zero by the time that it is written again
+	return nil
+}
+
+func (p *pages) release() {
+	if p.held != nil {
+		_ = unix.Munmap(p.held)
+	}
+}
+
+// take reads the pages of a guest that stands still: into memory, and to the file what has no room there.
+func (p *pages) take() error {
+	ranges, err := p.ram.Private()
+	if err != nil {
+		return err
+	}
+	if !guestram.Cover(ranges, p.early) {
+		return fault.New(fault.Internal, "QEMU has given back memory of its guest")
+	}
+	held, rest := guestram.Split(ranges, uint64(len(p.held)))
+	if err := p.ram.Read(held, p.held[:guestram.Total(held)]); err != nil {
+		return err
+	}
+	p.ranges = held
+	return p.ram.Copy(rest, p.sink())
 }
 
 // write writes what was read to the file.
