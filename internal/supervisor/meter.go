@@ -56,10 +56,13 @@ func (r *meter) keep(sample *bangerv1.Sample, taken time.Time) {
 	r.last, r.taken = sample, taken
 }
 
-// record puts a sample into the history.
+// record puts a sample into the history, unless it is there: a tick that comes late is followed by one that is on time.
 func (r *meter) record(sample *bangerv1.Sample) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if n := len(r.history); n > 0 && r.history[(r.next+n-1)%n] == sample {
+		return
+	}
 	if len(r.history) < historySize {
 		r.history = append(r.history, sample)
 		return

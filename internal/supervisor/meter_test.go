@@ -102,6 +102,10 @@ func TestHistoryIsARing(t *testing.T) {
 	if len(all) != historySize || all[0].GetAtMs() != 10 || all[historySize-1].GetAtMs() != historySize+9 {
 		t.Errorf("%d samples from %v to %v", len(all), all[0], all[len(all)-1])
 	}
+	m.record(all[historySize-1])
+	if again := m.before(nil, 10*historySize); len(again) != historySize || again[0] != all[0] {
+		t.Errorf("one that is there was recorded again: from %v", again[0])
+	}
 	if last := m.before(all[historySize-1], 2); len(last) != 2 || last[1].GetAtMs() != historySize+8 {
 		t.Errorf("%v", last)
 	}
@@ -116,10 +120,13 @@ func TestPausedGuestIsNotSampled(t *testing.T) {
 	if _, err := r.pause(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * r.sup.times.sample) // one may be under way
-	before := asked.Load()
-	history := len(r.sup.meter.before(nil, historySize))
-	time.Sleep(5 * r.sup.times.sample)
+	var before int32
+	var history int
+	waitFor(t, "the end of the samples", func() bool { // one may be under way
+		before, history = asked.Load(), len(r.sup.meter.before(nil, historySize))
+		time.Sleep(5 * r.sup.times.sample)
+		return asked.Load() == before && len(r.sup.meter.before(nil, historySize)) == history
+	})
 	samples, err := r.stats(1)
 	if err != nil || samples[0].GetGuestCpuMs() != uint64(before) || samples[0].GetHostRssBytes() == 0 {
 		t.Errorf("%v, %v; want what the guest said last", samples, err)
@@ -144,7 +151,7 @@ func TestStatsOfAGuestThatDoesNotAnswer(t *testing.T) {
 	if err != nil || samples[0].GetHostRssBytes() == 0 || samples[0].GetGuestCpuMs() != 0 {
 		t.Errorf("%v, %v", samples, err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("took %v", took)
 	}
 }
@@ -162,7 +169,7 @@ func TestTrafficIsUse(t *testing.T) {
 	if got := r.status().GetLastActivityMs(); got != last {
 		t.Errorf("noise counts as use")
 	}
-	bytes.Add(10 * noise)
+	bytes.Add(10_000 * noise) // also for a machine that takes its time between two samples
 	waitFor(t, "traffic to count as use", func() bool { return r.status().GetLastActivityMs() > last })
 	last = r.status().GetLastActivityMs()
 	settle()
@@ -219,9 +226,13 @@ func TestWatchStats(t *testing.T) {
 	defer cancel()
 	var at []int64
 	for len(at) < 3 && stream.Receive() {
-		at = append(at, stream.Msg().GetAtMs())
+		if n, ms := len(at), stream.Msg().GetAtMs(); n == 0 || ms > at[n-1] {
+			at = append(at, ms)
+		} else if ms < at[n-1] { // the same comes again on a machine that is late
+			t.Fatalf("%d after %v", ms, at)
+		}
 	}
-	if len(at) < 3 || at[1] <= at[0] || at[2] <= at[1] {
+	if len(at) < 3 {
 		t.Fatalf("%v, %v", at, stream.Err())
 	}
 	if _, err := r.pause(); err != nil {
