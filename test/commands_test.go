@@ -19,7 +19,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-const patience = 10 * time.Second
+// patience is for what a busy machine does in the end.
+const patience = time.Minute
 
 // cmdCode is: code N COMMAND [ARG...]. It runs the command, wants exit code N, and leaves its output for stdout, stderr
 // and cmp as exec does. A file named by the environment variable STDIN is its stdin.

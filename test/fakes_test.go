@@ -47,6 +47,7 @@ var (
 	images = []daemon.Item{
 		{Name: "debian-bookworm", Description: "a fake", Source: "fake", Kernel: "fake-kernel"},
 		{Name: "slow-image", Description: "takes two seconds", Source: "fake", Kernel: "fake-kernel"},
+		{Name: "slower-image", Description: "takes minutes: for tests that give it up", Source: "fake", Kernel: "fake-kernel"},
 		{Name: "broken-image", Description: "cannot be pulled", Source: "fake", Kernel: "fake-kernel"},
 	}
 	kernels = []daemon.Item{{Name: "fake-kernel", Description: "a fake", Source: "fake"}}
@@ -93,8 +94,9 @@ func pull(ctx context.Context, kind, name, staging string, report progress.Func)
 	switch name {
 	case "broken-image":
 		return "", daemon.Artifact{}, fault.New(fault.Unavailable, "image %s: the mirror does not answer", name).WithHint("banger image pull %s", name)
-	case "slow-image":
-		if err := takeTime(ctx, kind, report); err != nil {
+	case "slow-image", "slower-image":
+		steps := map[string]uint64{"slow-image": 20, "slower-image": 6000}[name]
+		if err := takeTime(ctx, kind, steps, report); err != nil {
 			return "", daemon.Artifact{}, err
 		}
 	}
@@ -111,9 +113,9 @@ func pull(ctx context.Context, kind, name, staging string, report progress.Func)
 	return dir, a, atomicfile.WriteJSON(filepath.Join(dir, manifest), a)
 }
 
-func takeTime(ctx context.Context, kind string, report progress.Func) error {
-	const steps = 20
-	for i := range uint64(steps) {
+// takeTime takes ten steps a second.
+func takeTime(ctx context.Context, kind string, steps uint64, report progress.Func) error {
+	for i := range steps {
 		report.Report(progress.Update{Stage: kind, Message: "fetching slowly", Done: i << 20, Total: steps << 20, Unit: "bytes"})
 		select {
 		case <-ctx.Done():

@@ -75,9 +75,10 @@ func TestImagePullsTogether(t *testing.T) {
 	}
 
 	same := []string{"image", "pull", refs["three"]}
+	var once sync.Once
 	s.misbehave("three", func(w http.ResponseWriter, r *http.Request, good http.Handler) {
 		if strings.Contains(r.URL.Path, "/blobs/") {
-			time.Sleep(500 * time.Millisecond) // so that the others have begun, too
+			once.Do(func() { time.Sleep(3 * time.Second) }) // so that the others have begun, too
 		}
 		good.ServeHTTP(w, r)
 	})

@@ -1,10 +1,12 @@
 package test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -146,11 +148,9 @@ func TestRealTerminal(t *testing.T) {
 	if err := pty.Setsize(s.tty, &pty.Winsize{Rows: 25, Cols: 81}); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond)
-	s.send("stty size\r")
-	s.see("25 81")
-	s.send("sleep 1000; echo ended\r")
-	time.Sleep(time.Second)
+	s.sees("25 81", "stty size\r")
+	s.send("sh -c 'echo on$((1+1)); exec sleep 1000'; echo ended\r")
+	s.see("on2")
 	s.send("\x03")
 	s.send("echo interrupted=$?\r")
 	s.see("interrupted=130")
@@ -212,12 +212,17 @@ func TestRealKills(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
-	running.Stdout = &out
+	stdout, err := running.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := running.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond)
+	out := bufio.NewReader(stdout)
+	if line, err := out.ReadString('\n'); err != nil || line != "begun\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
 	var status struct{ PID int }
 	if err := json.Unmarshal([]byte(must(t, vars, "daemon", "status", "--format", "json")), &status); err != nil {
 		t.Fatal(err)
@@ -230,8 +235,9 @@ func TestRealKills(t *testing.T) {
 	}
 	fmt.Fprintln(stdin, "it")
 	stdin.Close()
-	if err := running.Wait(); err != nil || out.String() != "begun\ngot it\n" {
-		t.Errorf("the command that ran meanwhile: %v, %q", err, out.String())
+	rest, _ := io.ReadAll(out)
+	if err := running.Wait(); err != nil || string(rest) != "got it\n" {
+		t.Errorf("the command that ran meanwhile: %v, %q", err, rest)
 	}
 }
 

@@ -100,7 +100,7 @@ func bangerFor(vars []string) string {
 
 // banger runs a command of the program outside of a script.
 func banger(vars []string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, bangerFor(vars), args...)
 	cmd.Env = vars
@@ -154,7 +154,7 @@ func nothingLeft(home string) error {
 // nothingRuns looks for processes whose environment names the home. They get a moment to end and are killed then.
 func nothingRuns(home string) error {
 	var pids []int
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		if pids = processesOf(home); len(pids) == 0 {
 			return nil
 		}

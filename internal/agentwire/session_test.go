@@ -40,7 +40,7 @@ func handshake(t *testing.T, toAgent, toHost string) (host, agent net.Conn) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	conn := net.Conn(hostConn)
 	if toAgent != "" {
@@ -144,7 +144,7 @@ func TestConnectRefuses(t *testing.T) {
 				}
 				_, _ = io.Copy(io.Discard, agent)
 			}()
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if _, err := Connect(ctx, host); err == nil || !strings.Contains(err.Error(), tc.text) {
 				t.Errorf("err = %v, want one with %q", err, tc.text)

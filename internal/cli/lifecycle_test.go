@@ -243,7 +243,7 @@ func TestEventsOverDaemons(t *testing.T) {
 	go func() { code <- Main(ctx, []string{"events", "--follow", "--format", "json"}, d) }()
 	see := func(want string) {
 		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); seqs(out.String()) != want; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); seqs(out.String()) != want; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("printed %s, want %s; stderr %s", seqs(out.String()), want, errOut)
 			}

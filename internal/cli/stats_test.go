@@ -116,7 +116,7 @@ func TestStatsWatchInAPipe(t *testing.T) {
 		go func() {
 			code <- Main(ctx, []string{"vm", "stats", "--watch", "--interval", "200ms", "--format", format}, d)
 		}()
-		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(out.String(), "dev"); time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !strings.Contains(out.String(), "dev"); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s: %s%s", format, out, errOut)
 			}

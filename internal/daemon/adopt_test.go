@@ -135,7 +135,7 @@ func TestWhatAKilledDaemonLeftHalfDoneIsFinished(t *testing.T) {
 	if err := h.remove("stopping", false); err != nil {
 		t.Error(err)
 	}
-	for deadline := time.Now().Add(5 * time.Second); len(h.ls(h.paths.Staging())) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); len(h.ls(h.paths.Staging())) > 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond) // in the background
 	}
 	h.nothingLeft()
@@ -205,7 +205,7 @@ func TestWedgedSupervisors(t *testing.T) {
 	h.edit("UPDATE vms SET state = 'stopping' WHERE name = 'unwanted'")
 	began := time.Now()
 	h.run()
-	if took := time.Since(began); took > 15*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("the start took %v", took)
 	}
 	h.until("unwanted", "stopped")

@@ -188,7 +188,7 @@ func (f *fake) live() vmdir.Exit {
 func (f *fake) awaitWatcher() {
 	select {
 	case <-f.seen:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 	}
 }
 

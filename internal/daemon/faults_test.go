@@ -163,7 +163,7 @@ func second[T any](_ T, err error) error { return err }
 
 // tryCreate creates and starts a VM and waits for the outcome.
 func (h *host) tryCreate(name string) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.vms.Create(ctx, connect.NewRequest(&bangerv1.CreateVMRequest{Spec: &bangerv1.VMSpec{Name: name}, Start: true}))
 	if err != nil {
@@ -274,7 +274,7 @@ func awaitDeath(t *testing.T, ended <-chan error) {
 		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 			t.Errorf("the daemon ended: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the daemon has not died")
 	}
 }

@@ -168,7 +168,7 @@ func (h *host) run() (stop func()) {
 
 func (h *host) awaitDaemon(ended <-chan error) {
 	h.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		if _, err := h.daemons.Hello(h.t.Context(), connect.NewRequest(&bangerv1.HelloRequest{})); err == nil {
 			return
 		}
@@ -191,7 +191,7 @@ func runDaemon(root string) int {
 			return nil
 		}
 		select {
-		case <-time.After(time.Minute):
+		case <-time.After(5 * time.Minute):
 		case <-ctx.Done():
 		}
 		return ctx.Err()
@@ -227,7 +227,7 @@ func (h *host) begin(spec *bangerv1.VMSpec, start bool) string {
 // wait waits for the end of an operation.
 func (h *host) wait(id string) *bangerv1.Operation {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	stream, err := h.ops.Watch(ctx, connect.NewRequest(&bangerv1.WatchOperationRequest{Id: id}))
 	if err != nil {
@@ -280,7 +280,7 @@ func (h *host) remove(ref string, force bool) error {
 func (h *host) until(ref, state string) *bangerv1.VM {
 	h.t.Helper()
 	var last *bangerv1.VM
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		resp, err := h.vms.Get(h.t.Context(), connect.NewRequest(&bangerv1.GetVMRequest{Ref: ref}))
 		if state == "" && fault.Is(err, fault.NotFound) {
 			return nil
@@ -333,7 +333,7 @@ func (h *host) nothingLeft() {
 // supervisors counts the processes that are supervisors of this host's VMs.
 func (h *host) supervisors() int {
 	n := 0
-	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		n = 0
 		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, file := range files {
@@ -358,7 +358,7 @@ func (h *host) killSupervisor(id string) {
 
 // list lists every VM.
 func (h *host) list() ([]*bangerv1.VM, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	resp, err := h.vms.List(ctx, connect.NewRequest(&bangerv1.ListVMsRequest{}))
 	if err != nil {
@@ -370,7 +370,7 @@ func (h *host) list() ([]*bangerv1.VM, error) {
 // inOrder checks that rows, directories, processes and sockets belong together.
 func (h *host) inOrder() {
 	h.t.Helper()
-	for _, wrong := range daemontest.Settle(h.paths, 10*time.Second, h.list) {
+	for _, wrong := range daemontest.Settle(h.paths, time.Minute, h.list) {
 		h.t.Error(wrong)
 	}
 	resp, err := h.imgs.List(h.t.Context(), connect.NewRequest(&bangerv1.ListImagesRequest{}))

@@ -21,7 +21,7 @@ func (h *host) must(err error) {
 
 // tryPull pulls an image and waits for the outcome.
 func (h *host) tryPull(reference string, force bool) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.imgs.Pull(ctx, connect.NewRequest(&bangerv1.PullImageRequest{Reference: reference, Force: force}))
 	if err != nil {
@@ -55,7 +55,7 @@ func (h *host) registerTar(name string) error {
 }
 
 func (h *host) tryRegister(req *bangerv1.RegisterImageRequest) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.imgs.Register(ctx, connect.NewRequest(req))
 	if err != nil {
@@ -65,7 +65,7 @@ func (h *host) tryRegister(req *bangerv1.RegisterImageRequest) error {
 }
 
 func (h *host) tryBuild(req *bangerv1.BuildImageRequest) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.imgs.Build(ctx, connect.NewRequest(req))
 	if err != nil {
@@ -75,7 +75,7 @@ func (h *host) tryBuild(req *bangerv1.BuildImageRequest) error {
 }
 
 func (h *host) tryExport(ref, path, format string) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.imgs.Export(ctx, connect.NewRequest(&bangerv1.ExportImageRequest{Ref: ref, Path: path, Format: format}))
 	if err != nil {

@@ -358,7 +358,7 @@ func TestEvents(t *testing.T) {
 	h := newHost(t)
 	h.run()
 	watch := func(req *bangerv1.WatchEventsRequest) (next func() string, cancel func()) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		stream, err := h.events.Watch(ctx, connect.NewRequest(req))
 		if err != nil {
 			t.Fatal(err)

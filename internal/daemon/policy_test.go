@@ -78,7 +78,7 @@ func TestRestartPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"falls", "always"} {
-		for deadline := time.Now().Add(20 * time.Second); h.get(name).GetRestarts() < 3; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); h.get(name).GetRestarts() < 3; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%v %q", h.get(name), h.kinds(name))
 			}

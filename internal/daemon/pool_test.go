@@ -29,7 +29,7 @@ func (h *host) withPool(size int) {
 func (h *host) pool(want int) {
 	h.t.Helper()
 	var got int32
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		resp, err := h.daemons.Status(h.t.Context(), connect.NewRequest(&bangerv1.StatusRequest{}))
 		if err != nil {
 			h.t.Fatal(err)
@@ -200,7 +200,7 @@ func TestPoolSteps(t *testing.T) {
 			}
 			h.create("dev")
 			if left.Load() > 0 {
-				for deadline := time.Now().Add(10 * time.Second); left.Load() > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+				for deadline := time.Now().Add(time.Minute); left.Load() > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 				}
 			}
 			if left.Load() > 0 {

@@ -13,7 +13,7 @@ import (
 // prepared waits for the prepared template that follows the start of a VM, and returns its key.
 func (h *host) prepared() string {
 	h.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		for _, t := range h.templates() {
 			if _, err := os.Stat(filepath.Join(h.cfg.Paths.Templates(), t.GetKey(), "disk.ext4")); err == nil {
 				return t.GetKey()

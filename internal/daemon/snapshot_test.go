@@ -23,7 +23,7 @@ import (
 
 // snapshot takes a snapshot and returns its name.
 func (h *host) snapshot(req *bangerv1.CreateSnapshotRequest) (string, error) {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.snaps.Create(ctx, connect.NewRequest(req))
 	if err != nil {
@@ -65,7 +65,7 @@ func (h *host) restore(ref, name string) error {
 }
 
 func (h *host) restoreWith(req *bangerv1.RestoreSnapshotRequest) error {
-	ctx, cancel := context.WithTimeout(h.t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 2*time.Minute)
 	defer cancel()
 	resp, err := h.snaps.Restore(ctx, connect.NewRequest(req))
 	if err != nil {
@@ -108,7 +108,7 @@ func (h *host) chain(ref string) string {
 // untilChain waits until chain says what is wanted.
 func (h *host) untilChain(ref, want string) {
 	h.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); h.chain(ref) != want; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); h.chain(ref) != want; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			h.t.Fatalf("%s, not %s", h.chain(ref), want)
 		}

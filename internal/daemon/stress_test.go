@@ -86,7 +86,7 @@ type worker struct {
 func (w *worker) name() string { return fmt.Sprintf("vm-%d", w.number) }
 
 func (w *worker) operate() {
-	ctx, cancel := context.WithTimeout(w.h.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.h.t.Context(), 2*time.Minute)
 	defer cancel()
 	ref := fmt.Sprintf("vm-%d", w.random.IntN(w.of))
 	var err error

@@ -317,7 +317,7 @@ func TestIdleVMsAreSuspended(t *testing.T) {
 	}) {
 		t.Errorf("%q", events)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if slices.ContainsFunc(h.kinds("stays"), func(e string) bool { return strings.Contains(e, "it goes on, because it cannot be suspended") }) {
 			break
 		}

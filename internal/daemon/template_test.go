@@ -264,7 +264,7 @@ func TestTheDaemonCanDieWhileItMakesATemplate(t *testing.T) {
 		t.Fatal("no operation")
 	}
 	var pid int
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if pid = vmmBelow(h.paths.Run); pid > 0 {
 			break
 		}
@@ -282,7 +282,7 @@ func TestTheDaemonCanDieWhileItMakesATemplate(t *testing.T) {
 	awaitDeath(t, ended)
 	h.run()
 	h.inOrder()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
 			break
 		}

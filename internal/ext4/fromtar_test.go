@@ -260,7 +260,7 @@ func TestFromTarCancelled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x")
 	start := time.Now()
 	_, err := FromTar(ctx, pr, path, Options{})
-	if !errors.Is(err, cause) || time.Since(start) > 5*time.Second {
+	if !errors.Is(err, cause) || time.Since(start) > time.Minute {
 		t.Errorf("err = %v after %v", err, time.Since(start))
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {

@@ -71,7 +71,7 @@ func twoCatalogs(t *testing.T) (x *Index, first, second *httptest.Server) {
 	return &Index{
 		Catalogs: []CatalogConfig{{Name: "acme", URL: urlA + "/catalog.json", Key: key}, {Name: "beta", URL: urlB + "/catalog.json", Key: key}},
 		Dir:      filepath.Join(t.TempDir(), "catalogs"),
-		Client:   &transfer.Client{Stall: time.Second, Backoff: []time.Duration{}},
+		Client:   &transfer.Client{Stall: time.Minute, Backoff: []time.Duration{}},
 	}, first, second
 }
 

@@ -80,7 +80,7 @@ func expectGone(t *testing.T, staging string, dirs []string) {
 	if len(dirs) == 0 {
 		t.Error("no scratch directory was seen")
 	}
-	for range 500 {
+	for range 6000 {
 		if len(users(dirs)) == 0 {
 			break
 		}
@@ -160,7 +160,7 @@ func TestKilledPullIsRemoved(t *testing.T) {
 		t.Errorf("%v after %q", err, seen)
 	}
 	_ = cmd.Wait() // killed
-	for range 500 {
+	for range 6000 {
 		if len(users(dirs)) == 0 {
 			break
 		}

@@ -133,7 +133,7 @@ func killAt(t *testing.T, env []string, then func()) {
 // waitDepmod waits until depmod has said who it is.
 func waitDepmod(t *testing.T, pidFile string) {
 	t.Helper()
-	for range 1000 {
+	for range 6000 {
 		if data, err := os.ReadFile(pidFile); err == nil && strings.HasSuffix(string(data), "\n") {
 			return
 		}
@@ -153,7 +153,7 @@ func waitGone(t *testing.T, pidFile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 1000 {
+	for range 6000 {
 		if id, err := proc.Of(pid); err != nil || !id.Alive() {
 			return
 		}

@@ -266,7 +266,7 @@ func TestThisHost(t *testing.T) {
 	for _, r := range results {
 		t.Logf("%-5s %-16s %s (%s)", r.Status, r.ID, r.Detail, r.Hint)
 	}
-	if took > 300*time.Millisecond {
+	if took > 10*time.Second {
 		t.Errorf("took %s", took)
 	}
 }

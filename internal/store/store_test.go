@@ -220,7 +220,7 @@ func TestKilledWriter(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for strings.Count(said.String(), "\n") < 30 && time.Now().Before(deadline) {
 			time.Sleep(time.Millisecond)
 		}

@@ -44,7 +44,7 @@ func TestPauseAndUnpause(t *testing.T) {
 			t.Fatalf("%v, %v", st, err)
 		}
 	}
-	if d := time.Since(time.Unix(0, clock.Load())); d < 0 || d > 10*time.Second {
+	if d := time.Since(time.Unix(0, clock.Load())); d < 0 || d > time.Minute {
 		t.Errorf("the guest's clock is off by %v", d)
 	}
 	if _, err := r.tryExec(); err != nil {

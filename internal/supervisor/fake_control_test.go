@@ -119,7 +119,7 @@ func (r *rig) stats(n int32) ([]*bangerv1.Sample, error) {
 }
 
 func (r *rig) ports() ([]*bangerv1.Port, error) {
-	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	resp, err := r.client.Ports(ctx, connect.NewRequest(&bangerv1.SupervisorPortsRequest{}))
 	if err != nil {

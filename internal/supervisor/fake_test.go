@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 
 func leakedGoroutines() string {
 	var leaked string
-	for range 100 { // up to five seconds for what is on its way out
+	for range 600 { // up to half a minute for what is on its way out
 		buf := make([]byte, 1<<20)
 		buf = buf[:runtime.Stack(buf, true)]
 		leaked = ""
@@ -304,7 +304,7 @@ func newRig(t *testing.T, driver *fakeDriver) *rig {
 	}
 	r := &rig{t: t, driver: driver, dir: dir, result: make(chan error, 10)}
 	r.launch = vmdir.Launch{
-		VMID: id, Name: "dev", Driver: "fake", Paths: p, BootDeadline: 5 * time.Second, Attempts: 2, ConsoleLimit: 1 << 20,
+		VMID: id, Name: "dev", Driver: "fake", Paths: p, BootDeadline: 20 * time.Second, Attempts: 2, ConsoleLimit: 1 << 20,
 		Guest: agentwire.Config{Hostname: "dev", MachineID: strings.Repeat("a", 32), Network: &agentwire.Network{Address: "10.0.2.15/24"}},
 	}
 	r.newSupervisor()
@@ -317,11 +317,12 @@ func newRig(t *testing.T, driver *fakeDriver) *rig {
 func (r *rig) newSupervisor() {
 	log := slog.New(slog.NewTextHandler(testWriter{r.t}, nil))
 	r.sup = New(Config{Dir: r.dir, Drivers: map[string]hypervisor.Driver{"fake": r.driver}, Log: log, Step: r.step})
+	// What goes well has all the time of a busy machine; short is only what tests wait out.
 	r.sup.times = times{
-		connect: time.Second, retry: 50 * time.Millisecond, grace: 200 * time.Millisecond, answer: 300 * time.Millisecond,
+		connect: time.Second, retry: 50 * time.Millisecond, grace: 20 * time.Second, answer: 20 * time.Second,
 		settle: 100 * time.Millisecond, doubt: 20 * time.Millisecond, quit: 100 * time.Millisecond, term: 100 * time.Millisecond,
-		kill: 200 * time.Millisecond, task: time.Second, grow: 2 * time.Second, clock: time.Second, ask: time.Second,
-		sample: 20 * time.Millisecond, fresh: 10 * time.Millisecond, measure: time.Second, probe: time.Second, farewell: time.Second, closeLimit: 10 * time.Second,
+		kill: 200 * time.Millisecond, task: 20 * time.Second, grow: 20 * time.Second, clock: 20 * time.Second, ask: 20 * time.Second,
+		sample: 20 * time.Millisecond, fresh: 10 * time.Millisecond, measure: 20 * time.Second, probe: time.Second, farewell: time.Second, closeLimit: 30 * time.Second,
 	}
 }
 
@@ -385,7 +386,7 @@ func (r *rig) wait() error {
 	select {
 	case err := <-r.result:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		r.t.Fatal("Run does not return")
 		return nil
 	}
@@ -444,7 +445,7 @@ func (r *rig) clean() vmdir.Exit {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited too long for %s", what)
 		}

@@ -89,7 +89,7 @@ func (s spawned) wait(t *testing.T) {
 	t.Helper()
 	select {
 	case <-s.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the supervisor does not end")
 	}
 }
@@ -177,13 +177,13 @@ func TestVMMThatHangsIsKilledInTime(t *testing.T) {
 	sup := r.spawn()
 	r.freezeVMM() // a stopped VMM is what a guest looks like that hangs completely
 	began := time.Now()
-	if st := r.status(); st.GetPhase() != phaseReady || time.Since(began) > time.Second {
+	if st := r.status(); st.GetPhase() != phaseReady || time.Since(began) > 10*time.Second {
 		t.Errorf("status %v after %v", st, time.Since(began))
 	}
 	if _, err := r.stop(false, time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("stop took %v", took)
 	}
 	if exit := r.clean(); !strings.HasPrefix(exit.Reason, "killed: the guest did not shut down within 1s") || !exit.Expected {

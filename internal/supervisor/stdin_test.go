@@ -89,9 +89,9 @@ func started(t *testing.T, stream *clientStream) int64 {
 
 func TestSignalOvertakesStdinThatNobodyReads(t *testing.T) {
 	r := readyRig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	start := sh("trap 'echo caught; exit 5' INT; echo on; while :; do sleep 0.05; done")
+	start := sh("trap 'echo caught; exit 5' INT; echo on; while :; do :; done")
 	start.Stdin = true
 	stream := r.open(ctx, start)
 	window := started(t, stream)

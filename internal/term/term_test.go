@@ -294,13 +294,13 @@ func TestLiveProgressCleansUp(t *testing.T) {
 	p := term.Progress()
 	p.Update(progress.Update{Stage: "image", Message: "fetching", Done: 1, Total: 2, Unit: "bytes"})
 	p.Update(progress.Update{Stage: "kernel", Message: "fetching"})
-	time.Sleep(3 * frameEvery)
+	p.show()
 	term.Note("a note in between")
-	time.Sleep(2 * frameEvery)
+	p.show()
 	if err := term.Answer("an answer too"); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * frameEvery)
+	p.show()
 	term.Close()
 	term.Close()
 	tty.Close()

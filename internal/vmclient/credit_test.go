@@ -243,7 +243,7 @@ func TestExecIsCut(t *testing.T) {
 			_, err := f.start(t).Exec(ctx, Exec{
 				Start: &bangerv1.ExecStart{Stdin: true}, Stdin: new(endless), Stdout: io.Discard, Stderr: io.Discard,
 			})
-			if !errors.Is(err, gaveUp) || time.Since(began) > 5*time.Second {
+			if !errors.Is(err, gaveUp) || time.Since(began) > time.Minute {
 				t.Errorf("after %s: %v", time.Since(began), err)
 			}
 		})

@@ -43,7 +43,7 @@ func spec(t *testing.T) hypervisor.Spec {
 
 func TestConformance(t *testing.T) {
 	hypervisortest.Run(t, hypervisortest.Harness{
-		Driver: fakevmm.New(fakevmm.Options{}), Spec: spec(t), BootTimeout: 10 * time.Second, Cycles: 20,
+		Driver: fakevmm.New(fakevmm.Options{}), Spec: spec(t), BootTimeout: time.Minute, Cycles: 20,
 	})
 }
 
@@ -100,7 +100,7 @@ func TestFaultsOfARunningMachine(t *testing.T) {
 				if diff := cmp.Diff(tc.want, m.Exit()); diff != "" {
 					t.Errorf("exit (-want +got):\n%s", diff)
 				}
-			case <-time.After(map[bool]time.Duration{true: 5 * time.Second, false: 100 * time.Millisecond}[tc.ends]):
+			case <-time.After(map[bool]time.Duration{true: time.Minute, false: 100 * time.Millisecond}[tc.ends]):
 				if tc.ends {
 					t.Fatal("still runs")
 				}
@@ -123,7 +123,7 @@ func TestHaltIsTold(t *testing.T) {
 		if !strings.Contains(reason, "no space left") {
 			t.Errorf("reason %q", reason)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("nothing is told")
 	}
 	if err := m.(hypervisor.Pauser).Resume(t.Context()); err != nil {

@@ -213,7 +213,7 @@ func FuzzServe(f *testing.F) {
 		served := make(chan struct{})
 		go func() { defer close(served); _ = serveNBD(ours, c); ours.Close() }()
 		go io.Copy(io.Discard, theirs)
-		_ = theirs.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		_ = theirs.SetWriteDeadline(time.Now().Add(time.Minute))
 		_, _ = theirs.Write(sent)
 		theirs.Close()
 		<-served

@@ -49,7 +49,7 @@ func peer(t *testing.T, first string, answer func(req request) []string) net.Con
 func ok(req request) []string { return []string{fmt.Sprintf(`{"return":{},"id":%d}`, req.ID)} }
 
 func testContext(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -327,7 +327,7 @@ func TestLastOneEndsTheDownload(t *testing.T) {
 	if len(s.flights) != 0 {
 		t.Error("a flight is left")
 	}
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+	for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; runtime.Gosched() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
 		}

@@ -49,8 +49,9 @@ func signedBundle(t *testing.T, k signature.SecretKey, kernel string) string {
 	return path
 }
 
+// quick is a client that tries again at once.
 func quick() *transfer.Client {
-	return &transfer.Client{Stall: 300 * time.Millisecond, Backoff: []time.Duration{time.Millisecond}}
+	return &transfer.Client{Stall: time.Minute, Backoff: []time.Duration{time.Millisecond}}
 }
 
 // fetch reads a whole tree as a pull does, and removes what was temporary.
@@ -229,7 +230,8 @@ func TestStalledServer(t *testing.T) {
 		server.Close()
 	}()
 	staging := t.TempDir()
-	_, _, err := fetchAll(t, Source{Client: quick()}, source.Request{Location: server.URL + "/b.tar.zst", SHA256: strings.Repeat("0", 64), Staging: staging})
+	hasty := &transfer.Client{Stall: 300 * time.Millisecond, Backoff: []time.Duration{time.Millisecond}}
+	_, _, err := fetchAll(t, Source{Client: hasty}, source.Request{Location: server.URL + "/b.tar.zst", SHA256: strings.Repeat("0", 64), Staging: staging})
 	if !fault.Is(err, fault.Timeout) {
 		t.Error(err)
 	}

@@ -224,7 +224,7 @@ func noise(seed byte, n int) string {
 func testOptions(t *testing.T) Options {
 	t.Helper()
 	return Options{
-		Blobs: blob.Open(filepath.Join(t.TempDir(), "blobs")), Keychain: noKeychain{}, Stall: 10 * time.Second,
+		Blobs: blob.Open(filepath.Join(t.TempDir(), "blobs")), Keychain: noKeychain{}, Stall: time.Minute,
 		Backoff: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond},
 	}
 }
@@ -371,7 +371,7 @@ func noLeaks(t *testing.T) {
 	t.Helper()
 	before := runtime.NumGoroutine()
 	t.Cleanup(func() {
-		for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		for deadline := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; runtime.Gosched() {
 			if time.Now().After(deadline) {
 				buf := make([]byte, 1<<20)
 				t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
