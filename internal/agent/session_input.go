@@ -149,7 +149,7 @@ func (s *Server) writeSession(req agentwire.SessionWrite) error {
 	err = ss.input.put(data, eof, func() bool { return !time.Now().Before(deadline) })
 	switch {
 	case errors.Is(err, errInputFull):
-		return fault.New(fault.Timeout, "the command of session %s does not read its input: nothing was sent", ss.label())
+		return fault.New(fault.Timeout, "the command of session %s does not read its input", ss.label())
 	case err != nil:
 		return fault.New(fault.Conflict, "the command of session %s reads no more input", ss.label())
 	}

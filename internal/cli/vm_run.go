@@ -186,7 +186,7 @@ func (d *Deps) whyGone(ctx context.Context, c *client.Client, m *bangerv1.VM, ca
 		resp, err = c.VMs.Get(ctx, connect.NewRequest(&bangerv1.GetVMRequest{Ref: m.GetId()}))
 	}
 	switch {
-	case fault.Is(err, fault.NotFound):
+	case fault.Is(err, fault.NotFound), err == nil && resp.Msg.GetState() == "deleting":
 		return fault.New(fault.Unavailable, "vm %s ended while the command ran and is removed", name)
 	case err != nil || resp.Msg.GetState() == "running":
 		return cause

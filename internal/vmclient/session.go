@@ -12,6 +12,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/rpc"
+	"banger/internal/vm"
 	bangerv1 "banger/proto/banger/v1"
 )
 
@@ -53,18 +54,21 @@ func (s *Client) Sessions(ctx context.Context) ([]*bangerv1.Session, error) {
 }
 
 // WriteSession sends input to a session, in pieces that each arrive whole or not at all. Enter and the end of the input
-// come after the last of them, if they are asked for.
+// come after the last of them, if they are asked for. A failure after the first piece says how much has arrived.
 func (s *Client) WriteSession(ctx context.Context, session string, data []byte, enter, eof bool) error {
-	for {
+	for sent := 0; ; {
 		n := min(len(data), chunk)
 		last := n == len(data)
 		_, err := ask(ctx, s.plain.WriteSession, &bangerv1.WriteSessionRequest{
 			Session: session, Data: data[:n], Enter: enter && last, Eof: eof && last,
 		})
+		if err != nil && sent > 0 {
+			return fault.Context(err, "only the first %s were sent", vm.FormatSize(uint64(sent)))
+		}
 		if err != nil || last {
 			return err
 		}
-		data = data[n:]
+		data, sent = data[n:], sent+n
 	}
 }
 

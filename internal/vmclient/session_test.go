@@ -21,6 +21,37 @@ func (*fakeSessions) ListSessions(context.Context, *connect.Request[bangerv1.Lis
 	return nil, fault.New(fault.Conflict, "vm dev is paused").WithHint("banger vm unpause dev")
 }
 
+// fullSession takes one piece of input.
+type fullSession struct {
+	fakeExec
+	pieces int
+}
+
+func (f *fullSession) WriteSession(context.Context, *connect.Request[bangerv1.WriteSessionRequest]) (*connect.Response[bangerv1.WriteSessionResponse], error) {
+	if f.pieces++; f.pieces > 1 {
+		return nil, fault.New(fault.Timeout, "it does not read its input").WithHint("banger session list")
+	}
+	return connect.NewResponse(&bangerv1.WriteSessionResponse{}), nil
+}
+
+// Who sends more than what arrives is told how much that was.
+func TestSomeInputIsSent(t *testing.T) {
+	full := new(fullSession)
+	c := New(serve(t, "/", func() http.Handler {
+		mux := http.NewServeMux()
+		mux.Handle(bangerv1connect.NewSupervisorServiceHandler(full, connect.WithInterceptors(rpc.Faults(nil))))
+		return mux
+	}()))
+	defer c.Close()
+	err := c.WriteSession(t.Context(), "x", make([]byte, 2*chunk), false, false)
+	if !fault.Is(err, fault.Timeout) || err.Error() != "only the first 64K were sent: it does not read its input" || fault.HintOf(err) != "banger session list" {
+		t.Errorf("%v (%s)", err, fault.HintOf(err))
+	}
+	if err := c.WriteSession(t.Context(), "x", make([]byte, chunk), false, false); err == nil || err.Error() != "it does not read its input" {
+		t.Errorf("%v", err)
+	}
+}
+
 // A supervisor that was started by an older banger knows nothing of sessions, and serves the rest.
 func TestOldSupervisor(t *testing.T) {
 	known, handler := bangerv1connect.NewSupervisorServiceHandler(&fakeSessions{}, connect.WithInterceptors(rpc.Faults(nil)))
