@@ -63,6 +63,8 @@ func (s *vmService) fork(ctx context.Context, o forkOrder, report progress.Func)
 		return "", err
 	}
 	defer release()
+	unlock := func() {} // of the clones: after the undo, for nobody is to get hold of one that is being removed
+	defer func() { unlock() }()
 	var u undo.Stack
 	defer func() {
 		if undoErr := u.Run(ctx); undoErr != nil {
@@ -73,9 +75,8 @@ func (s *vmService) fork(ctx context.Context, o forkOrder, report progress.Func)
 	if err != nil {
 		return "", err
 	}
-	clones, unlock, err := s.clones(ctx, o, stage, &u, report)
-	defer unlock()
-	if err != nil {
+	var clones []store.VM
+	if clones, unlock, err = s.clones(ctx, o, stage, &u, report); err != nil {
 		return "", err
 	}
 	if o.start {

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	"banger/internal/daemon"
+	"banger/internal/daemon/daemontest"
 	"banger/internal/fault"
 	"banger/internal/hostmem"
 	"banger/internal/paths"
@@ -214,6 +215,32 @@ func TestForkOfWhichOneFails(t *testing.T) {
 	h.wait(h.begin(&bangerv1.VMSpec{Name: "full", Env: []string{saveFails}}, true))
 	if err := h.tryFork(&bangerv1.ForkVMRequest{Ref: "full"}); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("err = %v", err)
+	}
+	h.inOrder()
+}
+
+// Who waits for a clone of a fork that fails never gets it.
+func TestNobodyGetsACloneThatIsTakenBack(t *testing.T) {
+	h := newHost(t)
+	waiting := make(chan error, 1)
+	h.cfg.Step = func(_ context.Context, s daemon.Step) error {
+		if s != daemon.StepForkStarted {
+			return nil
+		}
+		go func() { waiting <- second(h.start("dev-1")) }()
+		time.Sleep(100 * time.Millisecond) // for it to wait; if it does not yet, this proves less but does not fail
+		return daemontest.FailedStep(s)
+	}
+	h.run()
+	h.create("dev")
+	if err := h.tryFork(&bangerv1.ForkVMRequest{Ref: "dev"}); err == nil {
+		t.Error("no error")
+	}
+	if err := <-waiting; !fault.Is(err, fault.NotFound) {
+		t.Errorf("a start of the clone: %v", err)
+	}
+	if got := h.vmNames(); !slices.Equal(got, []string{"dev"}) {
+		t.Errorf("vms %v", got)
 	}
 	h.inOrder()
 }
