@@ -183,3 +183,22 @@ func TestStatsOfFiftyOnce(t *testing.T) {
 		golden(t, fmt.Sprintf("stats_once_%d.golden", width), out.String())
 	}
 }
+
+// The names of a catalog are there to be typed again: other columns go first.
+func TestCatalogKeepsNames(t *testing.T) {
+	d, out := wide(t, 80, "C.UTF-8")
+	names := []string{"debian-bookworm-backports", "debian-bookworm-backports-arm64"}
+	var entries []*bangerv1.CatalogEntry
+	for _, name := range names {
+		entries = append(entries, &bangerv1.CatalogEntry{Name: name, Source: "debian:bookworm-backports", Description: strings.Repeat("long ", 20)})
+	}
+	if err := d.answerCatalog(entries); err != nil {
+		t.Fatal(err)
+	}
+	fits(t, out.String(), 80)
+	for _, name := range names {
+		if !strings.Contains(out.String(), name+" ") {
+			t.Errorf("no %s in\n%s", name, out)
+		}
+	}
+}

@@ -107,13 +107,18 @@ func imageRef(m *bangerv1.Image) string {
 // widestName is how much of a name is kept when columns compete: references are long, and their ends differ.
 const widestName = 40
 
-func imageTable(images []*bangerv1.Image) term.Table {
+// nameColumn is the column of names, which are there to be typed again.
+func nameColumn[T interface{ GetName() string }](all []T) term.Column {
 	longest := 0
-	for _, m := range images {
+	for _, m := range all {
 		longest = max(longest, utf8.RuneCountInString(m.GetName()))
 	}
+	return term.Column{Title: "NAME", Least: min(longest, widestName)}
+}
+
+func imageTable(images []*bangerv1.Image) term.Table {
 	table := term.Table{Columns: []term.Column{
-		{Title: "NAME", Least: min(longest, widestName)}, {Title: "DIGEST", Fixed: true, Rank: 3}, {Title: "SIZE", Right: true, Fixed: true},
+		nameColumn(images), {Title: "DIGEST", Fixed: true, Rank: 3}, {Title: "SIZE", Right: true, Fixed: true},
 		{Title: "SHARED", Right: true, Fixed: true, Rank: 4}, {Title: "CREATED", Fixed: true, Rank: 2}, {Title: "SOURCE", Least: 12, Rank: 5},
 		{Title: "USED BY", Least: 10, Rank: 1}, {Title: "ARCH", Fixed: true, Rank: 6, Extra: true}, {Title: "KERNEL", Rank: 7, Extra: true},
 	}}
@@ -185,7 +190,7 @@ func (d *Deps) answerCatalog(entries []*bangerv1.CatalogEntry) error {
 		return d.Term.WriteJSON(viewCatalog(entries))
 	}
 	table := term.Table{Columns: []term.Column{
-		{Title: "NAME"}, {Title: "PRESENT", Fixed: true, Rank: 1}, {Title: "DEFAULT", Fixed: true, Rank: 3}, {Title: "SOURCE", Least: 12, Rank: 4},
+		nameColumn(entries), {Title: "PRESENT", Fixed: true, Rank: 1}, {Title: "DEFAULT", Fixed: true, Rank: 3}, {Title: "SOURCE", Least: 12, Rank: 4},
 		{Title: "DESCRIPTION", Rank: 2}, {Title: "CATALOG", Extra: true, Rank: 5},
 	}}
 	for _, e := range entries {

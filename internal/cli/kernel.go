@@ -68,7 +68,7 @@ func runKernelList(ctx context.Context, quiet bool, d *Deps) error {
 
 func kernelTable(kernels []*bangerv1.Kernel) term.Table {
 	table := term.Table{Columns: []term.Column{
-		{Title: "NAME"}, {Title: "VERSION", Least: 12}, {Title: "DIGEST", Fixed: true, Rank: 3}, {Title: "SIZE", Right: true, Fixed: true},
+		nameColumn(kernels), {Title: "VERSION", Least: 12}, {Title: "DIGEST", Fixed: true, Rank: 3}, {Title: "SIZE", Right: true, Fixed: true},
 		{Title: "SHARED", Right: true, Fixed: true, Rank: 4}, {Title: "CREATED", Fixed: true, Rank: 2}, {Title: "SOURCE", Least: 12, Rank: 5},
 		{Title: "USED BY", Least: 10, Rank: 1}, {Title: "ARCH", Fixed: true, Rank: 6, Extra: true},
 	}}
