@@ -77,6 +77,7 @@ func TestBadReferences(t *testing.T) {
 		"-x":                          {`image reference "-x" begins with a dash`, "banger image pull --help"},
 		"al pine":                     {`"al pine" has " " in it: names of images have letters, digits, '.', '_', '-' and '/'`, catalogHint},
 		"Alpine:3":                    {`"Alpine:3" has capital letters: names of images are lower case`, "banger image pull alpine:3"},
+		"Bad Name":                    {`"Bad Name" has capital letters: names of images are lower case`, "banger image catalog"},
 		"R.example/Team/App":          {`"R.example/Team/App" has capital letters: names of images are lower case`, "banger image pull R.example/team/app"},
 		"alpine:":                     {`"alpine:" has an empty tag`, "banger image pull alpine"},
 		"alpine:a b":                  {`"alpine:a b" has a bad tag: up to 128 letters, digits, '_', '.' and '-'`, catalogHint},

@@ -101,8 +101,11 @@ func checkRepository(ref, repository string) error {
 	case strings.HasPrefix(repository, "/") || strings.HasSuffix(repository, "/") || strings.Contains(repository, "//"):
 		return fault.New(fault.Invalid, "%q has an empty part between slashes", ref).WithHint(catalogHint)
 	case repository != strings.ToLower(repository):
-		return fault.New(fault.Invalid, "%q has capital letters: names of images are lower case", ref).
-			WithHint("banger image pull %s", quote(strings.Replace(ref, repository, strings.ToLower(repository), 1)))
+		f := fault.New(fault.Invalid, "%q has capital letters: names of images are lower case", ref)
+		if checkRepository(ref, strings.ToLower(repository)) != nil {
+			return f.WithHint(catalogHint)
+		}
+		return f.WithHint("banger image pull %s", quote(strings.Replace(ref, repository, strings.ToLower(repository), 1)))
 	case len(repository) > 255:
 		return fault.New(fault.Invalid, "image reference %.40q... is too long: 255 characters without the host", ref).WithHint(catalogHint)
 	}

@@ -19,6 +19,7 @@ import (
 	"sync"
 
 	"banger/internal/fault"
+	"banger/internal/nearest"
 	"banger/internal/operation"
 	"banger/internal/paths"
 	"banger/internal/store"
@@ -147,7 +148,7 @@ func (l *Library) Lookup(ctx context.Context, ref string) (Found, error) {
 	}
 	digits, ok := digestPrefix(ref)
 	if !ok {
-		return Found{}, l.notHere(ref)
+		return Found{}, l.notHere(ref, rows)
 	}
 	return l.byDigest(ctx, ref, digits, rows)
 }
@@ -193,7 +194,7 @@ func (l *Library) byDigest(ctx context.Context, ref, digits string, rows []store
 	}
 	switch len(found) {
 	case 0:
-		return Found{}, l.notHere(ref)
+		return Found{}, l.notHere(ref, rows)
 	case 1:
 		for digest, name := range found {
 			return Found{name, digest}, nil
@@ -202,8 +203,27 @@ func (l *Library) byDigest(ctx context.Context, ref, digits string, rows []store
 	return Found{}, fault.New(fault.Invalid, "%q fits more than one %s: give more digits", ref, l.kind).WithHint("banger %s list", l.kind)
 }
 
-func (l *Library) notHere(ref string) error {
-	return fault.New(fault.NotFound, "%s %s is not here", l.kind, ref).WithHint("banger %s list", l.kind)
+// notHere names what is here and may be meant: that of a registry, or what is called nearly so.
+func (l *Library) notHere(ref string, rows []store.Artifact) error {
+	f := fault.New(fault.NotFound, "%s %s is not here", l.kind, ref).WithHint("banger %s list", l.kind)
+	var names []string
+	near := ""
+	for _, a := range rows {
+		if a.Unnamed() {
+			continue
+		}
+		names = append(names, a.Name)
+		if strings.HasSuffix(a.Name, "/"+ref) || strings.HasSuffix(a.Name, "/"+ref+":latest") {
+			near = a.Name
+		}
+	}
+	if near == "" {
+		near = nearest.Of(ref, names)
+	}
+	if near != "" {
+		f.Message += ", did you mean " + near + "?"
+	}
+	return f
 }
 
 // users are the VMs that use each digest.

@@ -108,3 +108,20 @@ func TestReclaimable(t *testing.T) {
 		t.Errorf("%d bytes of nothing", got)
 	}
 }
+
+func TestNotHere(t *testing.T) {
+	rows := []store.Artifact{
+		{Name: "localhost:5000/app:v1"}, {Name: "registry.example/team/tool:latest"}, {Name: "debian-bookworm"}, {Name: "sha256:00", Digest: "sha256:00"},
+	}
+	for ref, want := range map[string]string{
+		"app:v1":         "image app:v1 is not here, did you mean localhost:5000/app:v1?",
+		"tool":           "image tool is not here, did you mean registry.example/team/tool:latest?",
+		"debian-bokworm": "image debian-bokworm is not here, did you mean debian-bookworm?",
+		"pp:v1":          "image pp:v1 is not here",
+		"something":      "image something is not here",
+	} {
+		if err := (&Library{kind: store.Image}).notHere(ref, rows); err.Error() != want || fault.HintOf(err) != "banger image list" {
+			t.Errorf("%s: %q with hint %q", ref, err, fault.HintOf(err))
+		}
+	}
+}
