@@ -80,6 +80,18 @@ func (s *Store) Stat(digest string) (size int64, ok bool) {
 	return info.Size(), true
 }
 
+// Partial returns how much of a blob an earlier download has left, from which the next one goes on.
+func (s *Store) Partial(digest string) int64 {
+	if CheckDigest(digest) != nil {
+		return 0
+	}
+	info, err := os.Lstat(s.path(partialDir, digest))
+	if err != nil || !info.Mode().IsRegular() {
+		return 0
+	}
+	return info.Size()
+}
+
 // Open opens a blob for reading. What it reads is not checked again: see Download.
 func (s *Store) Open(digest string) (*os.File, error) {
 	if err := CheckDigest(digest); err != nil {

@@ -236,3 +236,23 @@ func TestSweepTakesWhatNobodyWrites(t *testing.T) {
 		t.Errorf("the writer that lived: %s, %v", digest, err)
 	}
 }
+
+func TestPartial(t *testing.T) {
+	s := Open(t.TempDir())
+	digest := sum([]byte("hello"))
+	if n := s.Partial(digest); n != 0 {
+		t.Errorf("%d bytes of nothing", n)
+	}
+	if err := os.Mkdir(filepath.Join(s.dir, partialDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.path(partialDir, digest), []byte("hel"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Partial(digest); n != 3 {
+		t.Errorf("%d bytes", n)
+	}
+	if n := s.Partial("../x"); n != 0 {
+		t.Errorf("%d bytes of what is no digest", n)
+	}
+}

@@ -27,7 +27,7 @@ func (o Options) checkSpace(staging string, img found) error {
 			unpacked += (expansion - 1) * size
 		}
 		if have, ok := o.Blobs.Stat(l.Digest); (!ok || have != l.Size) && !seen[l.Digest] {
-			missing += size
+			missing += size - min(size, uint64(o.Blobs.Partial(l.Digest)))
 			seen[l.Digest] = true
 		}
 	}
