@@ -108,6 +108,9 @@ func (i importer) run(ctx context.Context) (Manifest, error) {
 	}
 	image := filepath.Join(i.dir, ImageFile)
 	facts, err := extractFile(ctx, i.Image, image)
+	if fault.Is(err, fault.Invalid) && fault.HintOf(err) == "" {
+		err = fault.Wrap(fault.Invalid, err, "it is no kernel that banger can read").WithHint("file %q", i.Image)
+	}
 	if err != nil {
 		return Manifest{}, fault.Context(err, "%s", i.Image)
 	}

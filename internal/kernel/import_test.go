@@ -213,7 +213,7 @@ func TestImportRefuses(t *testing.T) {
 		{name: "not modules", opt: ImportOptions{Modules: "d"}, files: map[string]string{"d/x": ""}, class: fault.Invalid, text: "no modules of Linux " + fakeRelease},
 		{name: "no config", opt: ImportOptions{Config: "gone"}, class: fault.NotFound, text: "configuration"},
 		{name: "no initrd", opt: ImportOptions{Initrd: "gone"}, class: fault.NotFound, text: "initrd"},
-		{name: "not a kernel", opt: ImportOptions{Image: "x"}, files: map[string]string{"x": "hello"}, class: fault.Invalid, text: "unknown way (68 65 6c 6c)"},
+		{name: "not a kernel", opt: ImportOptions{Image: "x"}, files: map[string]string{"x": "hello"}, class: fault.Invalid, text: "it is no kernel that banger can read: kernel: compressed in an unknown way (68 65 6c 6c)"},
 		{name: "empty", opt: ImportOptions{Image: "x"}, files: map[string]string{"x": ""}, class: fault.Invalid, text: "unknown way"},
 		{name: "a program", opt: ImportOptions{Image: "x"}, files: map[string]string{"x": elfProgram()}, class: fault.Invalid, text: "type ET_DYN"},
 		{
