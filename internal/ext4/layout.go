@@ -4,9 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/binary"
-	"maps"
 	"math/bits"
-	"slices"
 	"time"
 )
 
@@ -77,9 +75,9 @@ func (n *Node) writeBlocks(s *Stream) error {
 	}
 	switch {
 	case n.IsDir():
-		data := n.entries()
-		n.Size = int64(len(data))
-		n.Contents.start, err = put(data)
+		blocks := newDirReader(n)
+		n.Size = blocks.size()
+		n.Contents, err = s.Put(blocks, n.Size)
 	case n.Type == tar.TypeSymlink:
 		if n.Size = int64(len(n.Linkname)); n.Size > fastLink {
 			n.Contents.start, err = put([]byte(n.Linkname))
@@ -98,42 +96,6 @@ var fileTypes = map[byte]struct {
 }{
 	tar.TypeReg: {1, 0o100000}, tar.TypeDir: {2, 0o040000}, tar.TypeChar: {3, 0o020000}, tar.TypeBlock: {4, 0o060000},
 	tar.TypeFifo: {5, 0o010000}, tar.TypeSymlink: {7, 0o120000},
-}
-
-// entries are the blocks of a directory.
-func (n *Node) entries() []byte {
-	var b []byte
-	last := 0 // where the last entry is, which reaches to the end of its block
-	add := func(number uint32, name string, kind byte) {
-		size := (8 + len(name) + 3) &^ 3
-		if len(b)%blockSize+size > blockSize || len(b)%blockSize == 0 {
-			b = closeBlock(b, last)
-		}
-		last = len(b)
-		b = binary.LittleEndian.AppendUint32(b, number)
-		b = binary.LittleEndian.AppendUint16(b, uint16(size))
-		b = append(b, byte(len(name)), kind)
-		b = append(b, name...)
-		b = append(b, zeros[:size-8-len(name)]...)
-	}
-	dir := fileTypes[tar.TypeDir].entry
-	add(n.number, ".", dir)
-	add(n.parent, "..", dir)
-	for _, name := range slices.Sorted(maps.Keys(n.Children)) {
-		child := n.Children[name]
-		add(child.number, name, fileTypes[child.Type].entry)
-	}
-	return closeBlock(b, last)
-}
-
-// closeBlock makes the last entry reach to the end of its block.
-func closeBlock(b []byte, last int) []byte {
-	rest := (blockSize - len(b)%blockSize) % blockSize
-	if rest > 0 {
-		size := binary.LittleEndian.Uint16(b[last+4:])
-		binary.LittleEndian.PutUint16(b[last+4:], size+uint16(rest))
-	}
-	return append(b, zeros[:rest]...)
 }
 
 // blocks is how many the contents take.
