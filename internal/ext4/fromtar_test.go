@@ -476,7 +476,7 @@ func FuzzFromTar(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		path := filepath.Join(t.TempDir(), "x")
-		_, err := FromTar(t.Context(), bytes.NewReader(data), path, Options{Size: 64 << 20})
+		_, err := FromTar(t.Context(), bytes.NewReader(data), path, Options{Size: 64 << 20, Temporary: true})
 		if err == nil {
 			fsck(t, path)
 		} else if fault.ClassOf(err) == fault.Internal {

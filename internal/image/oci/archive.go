@@ -22,7 +22,8 @@ import (
 // Limits of an archive.
 const (
 	maxArchiveEntries = 100_000
-	maxArchiveLinks   = 8 // symbolic links on the way to one file
+	maxArchiveLinks   = 8        // symbolic links on the way to one file
+	maxArchiveNames   = 16 << 20 // bytes of all names: a compressed archive may have more than this host has memory
 )
 
 // files are the parts of an image that is in a directory or a tar file, by slash-separated names.
@@ -80,6 +81,7 @@ func openRegular(name string) (*os.File, error) {
 type archive struct {
 	file    *os.File // of the user's, or an unpacked copy without a name
 	entries map[string]extent
+	names   int // bytes of all that is in entries
 }
 
 // extent is where a file of an archive is.
@@ -221,6 +223,9 @@ func (a *archive) add(hdr *tar.Header, off, end int64) error {
 		e = extent{link: cleanName(path.Join(path.Dir(name), hdr.Linkname))}
 	default:
 		return nil
+	}
+	if a.names += len(name) + len(e.link); a.names > maxArchiveNames {
+		return invalid("the names in it have more than %d bytes", maxArchiveNames)
 	}
 	a.entries[name] = e
 	return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -299,6 +300,25 @@ func TestArchiveBomb(t *testing.T) {
 	opt.Limits.Size = 1 << 20
 	_, err := fetchAll(t, t.Context(), NewDockerArchive(opt), filepath.Join(dir, "bomb.tgz"))
 	wantFault(t, err, fault.Exhausted, "it is larger than 1048576 bytes when it is decompressed")
+}
+
+// Names of a megabyte each compress to nothing, and would be kept in memory.
+func TestArchiveOfNames(t *testing.T) {
+	var plain bytes.Buffer
+	w := tar.NewWriter(&plain)
+	for i := range 40 {
+		name := strings.Repeat("n", 900_000) + strconv.Itoa(i)
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Format: tar.FormatPAX}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writeFiles(t, dir, "names.tgz", string(gzipped(t, plain.Bytes())))
+	_, err := fetchAll(t, t.Context(), NewDockerArchive(testOptions(t)), filepath.Join(dir, "names.tgz"))
+	wantFault(t, err, fault.Invalid, "the names in it have more than")
 }
 
 func TestReadingFilesEndsWithTheContext(t *testing.T) {
