@@ -324,7 +324,7 @@ func TestFromTarZerosAreHoles(t *testing.T) {
 		pw.CloseWithError(tw.Close())
 	}()
 	path := filepath.Join(t.TempDir(), "x")
-	res, err := FromTar(t.Context(), pr, path, Options{Identity: "zeros"})
+	res, err := FromTar(t.Context(), pr, path, Options{Identity: "zeros", Temporary: true})
 	if err != nil {
 		t.Fatal(err)
 	}
