@@ -84,7 +84,12 @@ func (m RAM) Check() error {
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(data)) {
+	return m.checkMaps(string(data))
+}
+
+// checkMaps is Check of what /proc/PID/maps says.
+func (m RAM) checkMaps(text string) error {
+	for line := range strings.Lines(text) {
 		var from, to, offset, inode uint64
 		var mode, device string
 		if n, err := fmt.Sscanf(line, "%x-%x %s %x %s %d", &from, &to, &mode, &offset, &device, &inode); n != 6 || err != nil {
@@ -135,15 +140,21 @@ func (m RAM) Private() (ranges []Range, err error) {
 		if _, err := f.ReadAt(buf[:n], int64((m.Start+at)/page*pageEntry)); err != nil {
 			return nil, err
 		}
-		for entry := uint64(0); entry < n; entry += pageEntry {
-			bits := binary.NativeEndian.Uint64(buf[entry:])
-			if bits&(pagePresent|pageSwapped) != 0 && bits&pageOfFile == 0 {
-				ranges = add(ranges, at, page)
-			}
-			at += page
-		}
+		ranges, at = own(ranges, buf[:n], at, page), at+n/pageEntry*page
 	}
 	return ranges, nil
+}
+
+// own appends the pages from at on that the entries say are the process's own.
+func own(ranges []Range, entries []byte, at, page uint64) []Range {
+	for ; len(entries) >= pageEntry; entries = entries[pageEntry:] {
+		bits := binary.NativeEndian.Uint64(entries)
+		if bits&(pagePresent|pageSwapped) != 0 && bits&pageOfFile == 0 {
+			ranges = add(ranges, at, page)
+		}
+		at += page
+	}
+	return ranges
 }
 
 // add appends a page to the last range, if it goes on from there.

@@ -144,3 +144,42 @@ func TestSplitAndCover(t *testing.T) {
 		}
 	}
 }
+
+// What the kernel says of a process whose guest may have taken it over: names of mappings are the process's choice.
+func FuzzMaps(f *testing.F) {
+	f.Add("7f0000000000-7f0010000000 rw-p 00000000 fe:00 9986367    /tmp/memory\n", uint64(0x7f0000000000), uint64(0x10000000))
+	f.Add("0-ffffffffffffffff r--p 0 00:00 0 \\012 7f0000000000-7f0010000000 rw-p\n\n- x", uint64(0), uint64(1<<63))
+	f.Fuzz(func(t *testing.T, text string, start, size uint64) {
+		if (RAM{Start: start, Size: size}).checkMaps(text) != nil {
+			return
+		}
+		if size > 0 && start+size-1 < start {
+			t.Errorf("%#x bytes at %#x are taken", size, start)
+		}
+	})
+}
+
+// Ranges are whole pages in order, none twice, and Split and Cover agree about them.
+func FuzzPagemap(f *testing.F) {
+	f.Add(bytes.Repeat([]byte{0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0}, 5), uint64(3))
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, 0, 0, 0, 0xa0, 1}, uint64(0))
+	f.Fuzz(func(t *testing.T, entries []byte, n uint64) {
+		const page = 4096
+		ranges := own(nil, entries, 0, page)
+		end := uint64(0)
+		for i, r := range ranges {
+			if r.Length == 0 || r.Offset%page != 0 || r.Length%page != 0 || i > 0 && r.Offset <= end {
+				t.Fatalf("%v", ranges)
+			}
+			end = r.Offset + r.Length
+		}
+		if end > uint64(len(entries)/pageEntry*page) {
+			t.Fatalf("%v are more than %d pages", ranges, len(entries)/pageEntry)
+		}
+		n = n % 64 * page
+		first, rest := Split(ranges, n)
+		if Total(first)+Total(rest) != Total(ranges) || Total(first) > n || len(rest) > 0 && Total(first) < n || !Cover(ranges, first) || !Cover(ranges, rest) {
+			t.Fatalf("%v at %d: %v, %v", ranges, n, first, rest)
+		}
+	})
+}
