@@ -40,6 +40,7 @@ type Copy struct {
 	mu   sync.Mutex // mu guards the fields below, and writes to dst
 	done []uint64   // a bit for each cluster that is copied
 	conn net.Conn   // of the VMM
+	over bool       // Close was called
 	err  error      // of a write: the copy is of no use
 }
 
@@ -87,9 +88,9 @@ func (c *Copy) serve() {
 		if err != nil {
 			return
 		}
-		c.mu.Lock()
-		c.conn = conn
-		c.mu.Unlock()
+		if !c.keep(conn) {
+			return
+		}
 		if err := serveNBD(conn, c); err != nil {
 			c.fail(fault.Wrap(fault.Internal, err, "the VMM's end of the disk's copy"))
 		}
@@ -97,10 +98,23 @@ func (c *Copy) serve() {
 	}
 }
 
+// keep notes which connection Close has to close. One that comes at the last moment, which Close would not see, is closed.
+func (c *Copy) keep(conn net.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		_ = conn.Close()
+		return false
+	}
+	c.conn = conn
+	return true
+}
+
 // Close ends the server and closes the files. The VMM must not need it any more.
 func (c *Copy) Close() error {
 	_ = c.listener.Close() // which removes the socket
 	c.mu.Lock()
+	c.over = true
 	if c.conn != nil {
 		_ = c.conn.Close()
 	}
@@ -114,6 +128,7 @@ func (c *Copy) Close() error {
 func (c *Copy) Run(ctx context.Context) error {
 	buf := make([]byte, chunk)
 	err := diskcopy.Data(c.src, func(start, end int64) error {
+		end = min(end, c.size) // the file is the VMM's, and may have grown
 		for at := start / cluster * cluster; at < end; at += chunk {
 			if err := context.Cause(ctx); err != nil {
 				return err

@@ -195,6 +195,61 @@ func TestFailureIsTold(t *testing.T) {
 	}
 }
 
+// A disk that grows while it is copied is copied as it was.
+func TestADiskThatGrows(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	disk, copied := filepath.Join(dir, "disk"), filepath.Join(dir, "copy")
+	want := bytes.Repeat([]byte("x"), 256<<10)
+	sparse(t, disk, want)
+	c, err := New(disk, copied, filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, at := range []int64{256 << 10, 4 << 20} {
+		if _, err := f.WriteAt([]byte("more"), at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(copied); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// A VMM that connects at the last moment keeps nobody from ending.
+func TestCloseIsTheEnd(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk")
+	sparse(t, disk, []byte("x"))
+	c, err := New(disk, filepath.Join(dir, "copy"), filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	if c.keep(ours) {
+		t.Error("it is served")
+	}
+	if _, err := theirs.Read(make([]byte, 1)); err == nil {
+		t.Error("it is left open")
+	}
+}
+
 // What a VMM sends is hostile.
 func FuzzServe(f *testing.F) {
 	hello := []byte("\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -193,5 +194,48 @@ func TestFullDiskIsTold(t *testing.T) {
 	m.event(qmp.Event{Name: "SHUTDOWN", Data: json.RawMessage(`{"guest":true,"reason":"guest-shutdown"}`)})
 	if m.reason != hypervisor.ReasonGuestShutdown {
 		t.Errorf("reason %q", m.reason)
+	}
+}
+
+// Whoever gives up while a machine is being stopped for a save leaves a machine that runs.
+func TestASaveThatIsGivenUpLeavesAMachineThatRuns(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := false
+	m, sent := scripted(t, func(command string) (string, error) {
+		switch command {
+		case "stop":
+			stopped = true
+		case "cont":
+			stopped = false
+		case "query-status":
+			if stopped { // the stop has had its effect, and nobody has heard of it
+				cancel()
+				return `{"status":"finish-migrate"}`, nil
+			}
+			return `{"status":"running"}`, nil
+		}
+		return "{}", nil
+	})
+	if _, err := m.saveShared(ctx, filepath.Join(t.TempDir(), "state"), hypervisor.SaveOptions{Stay: true}, &copies{m: m}); err == nil {
+		t.Error("it is saved")
+	}
+	if all := sent(); !slices.Contains(all, "cont") {
+		t.Errorf("sent %v", all)
+	}
+}
+
+// A QEMU that says that it has sent its state, and never did, holds nobody up.
+func TestAStateThatNeverComes(t *testing.T) {
+	m, _ := scripted(t, func(command string) (string, error) {
+		if command == "query-migrate" {
+			return `{"status":"completed"}`, nil
+		}
+		return "{}", nil
+	})
+	m.spec.RunDir = t.TempDir()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("too late"))
+	defer cancel()
+	if err := m.writeState(ctx, filepath.Join(t.TempDir(), "state")); err == nil || !strings.Contains(err.Error(), "too late") {
+		t.Errorf("err = %v", err)
 	}
 }

@@ -69,10 +69,10 @@ func (m *Machine) saveDirect(ctx context.Context, to hypervisor.Saved, opt hyper
 	if err != nil {
 		return 0, err
 	}
-	if err := m.Pause(ctx); err != nil {
-		return 0, err
+	var devices []byte
+	if err = m.Pause(ctx); err == nil { // else it may stand still all the same
+		devices, err = m.deviceState(ctx)
 	}
-	devices, err := m.deviceState(ctx)
 	if err == nil {
 		err = p.take()
 	}
@@ -142,7 +142,7 @@ func (m *Machine) deviceState(ctx context.Context) ([]byte, error) {
 	if err := m.qmp.Execute(ctx, "xen-save-devices-state", args, nil); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0) // QEMU may have made anything of it
 	if err != nil {
 		return nil, err
 	}

@@ -192,10 +192,9 @@ func (m *Machine) saveShared(ctx context.Context, state string, opt hypervisor.S
 	if err != nil {
 		return 0, err
 	}
-	if err := m.Pause(ctx); err != nil {
-		return 0, err
+	if err = m.Pause(ctx); err == nil { // else it may stand still all the same
+		err = m.writeState(ctx, state)
 	}
-	err = m.writeState(ctx, state)
 	if err == nil {
 		err = copies.still(ctx)
 	}
@@ -260,9 +259,10 @@ func (m *Machine) writeState(ctx context.Context, path string) error {
 
 // receive writes the one stream that comes to a file. It ends with ctx, too.
 func receive(ctx context.Context, listener net.Listener, file *os.File) error {
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })() // QEMU may say that it is done, and never come
 	conn, err := listener.Accept()
 	if err != nil {
-		return err
+		return errors.Join(context.Cause(ctx), err)
 	}
 	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
