@@ -57,12 +57,14 @@ func (s *vmService) fork(ctx context.Context, o forkOrder, report progress.Func)
 	if err != nil {
 		return "", err
 	}
-	release, err := s.fleet.admission.admit(admissionFor{what: clonesOf(o.count, source), count: o.count,
-		fewer: "banger vm fork -n %d " + string(source.Name())}, source.Spec.Memory)
-	if err != nil {
-		return "", err
+	if o.start {
+		release, err := s.fleet.admission.admit(admissionFor{what: clonesOf(o.count, source), count: o.count,
+			fewer: "banger vm fork -n %d " + string(source.Name())}, source.Spec.Memory)
+		if err != nil {
+			return "", err
+		}
+		defer release()
 	}
-	defer release()
 	unlock := func() {} // of the clones: after the undo, for nobody is to get hold of one that is being removed
 	defer func() { unlock() }()
 	var u undo.Stack

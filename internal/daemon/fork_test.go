@@ -307,6 +307,11 @@ func TestForkWithTooLittleMemory(t *testing.T) {
 	if err := h.tryCreate("new"); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("err = %v", err)
 	}
+	err = h.tryFork(&bangerv1.ForkVMRequest{Ref: "dev"})
+	if !fault.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "for a clone of vm dev") {
+		t.Errorf("err = %v", err)
+	}
+	h.must(h.tryFork(&bangerv1.ForkVMRequest{Ref: "dev", Count: 2, NoStart: true})) // they take none
 	h.inOrder()
 }
 

@@ -80,11 +80,11 @@ func (f *fleet) snapshot(ctx context.Context, v store.VM, opt snapshotOptions, r
 	if m.Files, err = snapshot.Measure(ctx, dir, skip...); err != nil {
 		return none, fault.Context(withClass(err), "snapshot of vm %s", v.Name())
 	}
-	u.Add("remove the snapshot", func(context.Context) error { return set.Remove(m.Name) })
 	snap, err := set.Publish(dir, m)
 	if err != nil {
 		return none, fault.Context(withClass(err), "snapshot of vm %s", v.Name())
 	}
+	u.Add("remove the snapshot", func(context.Context) error { return set.Remove(m.Name) })
 	if err := f.cfg.step(ctx, StepSnapshotNamed); err != nil {
 		return none, err
 	}
