@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"banger/internal/diskcopy"
-	"banger/internal/ext4"
 	"banger/internal/looptest"
 )
 
@@ -25,8 +24,7 @@ func TestRealSharedBlocks(t *testing.T) {
 	vars := furnish(t, dir)
 	must(t, vars, "vm", "run", "--detach", "--name", "dev", "--cpus", "1", "--memory", "256M", "--disk", "1G")
 	inGuest(t, vars, "dev", ticking)
-	inGuest(t, vars, "dev", "head -c 30M /dev/urandom >/root/data; md5sum /root/data >/root/sum")
-	before := freeOn(t, dir)
+	inGuest(t, vars, "dev", "head -c 30M /dev/urandom >/root/data; md5sum /root/data >/root/sum; sync")
 	must(t, vars, "vm", "snapshot", "dev", "good")
 	var snaps []struct {
 		Used   uint64 `json:"used_bytes"`
@@ -38,25 +36,21 @@ func TestRealSharedBlocks(t *testing.T) {
 	if s := snaps[0]; s.Shared < 30<<20 || s.Shared > s.Used {
 		t.Errorf("%d bytes are taken, %d of them shared", s.Used, s.Shared)
 	}
-	taken := before - min(before, freeOn(t, dir))
-	if own := snaps[0].Used - snaps[0].Shared; taken > own+(32<<20) {
-		t.Errorf("the snapshot says that %d bytes are its own, the file system has %d less", own, taken)
-	}
 	disk := onlyOne(t, dir, "data/vms/*/snapshots/good/disk.ext4")
 	shares(t, disk)
 
-	must(t, vars, "vm", "fork", "--names", "one,two", "dev")
-	for _, name := range []string{"dev", "one", "two"} {
+	must(t, vars, "vm", "fork", "--names", "one", "dev")
+	for _, name := range []string{"dev", "one"} {
 		ticks(t, vars, name)
 		inGuest(t, vars, name, "md5sum -c --quiet /root/sum; echo "+name+" >/root/mine; sync")
 	}
-	for _, name := range []string{"dev", "one", "two"} {
+	for _, name := range []string{"dev", "one"} {
 		if got := inGuest(t, vars, name, "cat /root/mine"); got != name {
 			t.Errorf("%s has the file of %s", name, got)
 		}
 	}
 	disks, err := filepath.Glob(filepath.Join(dir, "data/vms/*/disk.ext4"))
-	if err != nil || len(disks) != 3 {
+	if err != nil || len(disks) != 2 {
 		t.Fatal(disks, err)
 	}
 	for _, disk := range disks {
@@ -65,23 +59,10 @@ func TestRealSharedBlocks(t *testing.T) {
 	must(t, vars, "vm", "restore", "--yes", "dev", "good")
 	ticks(t, vars, "dev")
 	inGuest(t, vars, "dev", "md5sum -c --quiet /root/sum; test ! -e /root/mine")
-	must(t, vars, "vm", "suspend", "dev")
-	must(t, vars, "vm", "snapshot", "dev", "asleep")
-	must(t, vars, "vm", "resume", "dev")
-	ticks(t, vars, "dev")
 	inGuest(t, vars, "dev", "test -z \"$(dmesg --level err,crit,alert,emerg | grep -i ext4)\"")
 	if said := must(t, vars, "fsck"); !strings.Contains(said, "everything fits together") {
 		t.Error(said)
 	}
-}
-
-func freeOn(t *testing.T, dir string) uint64 {
-	t.Helper()
-	free, err := ext4.Free(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return free
 }
 
 func onlyOne(t *testing.T, dir, pattern string) string {
