@@ -41,6 +41,7 @@ type session struct {
 	user   string
 	dir    string
 	tty    ttyFlags
+	endsVM bool // the VM is there for this command only
 }
 
 // endpoint returns where the VM's supervisor listens. A VM that does not run is a fault of class Conflict.
@@ -63,7 +64,7 @@ func endpoint(ctx context.Context, c *client.Client, ref string) (*bangerv1.Endp
 func (d *Deps) attach(ctx context.Context, s session) (int, error) {
 	foreground := d.Term.Foreground()
 	start := &bangerv1.ExecStart{
-		Argv: s.argv, User: s.user, Workdir: s.dir, Env: s.env, Stdin: foreground,
+		Argv: s.argv, User: s.user, Workdir: s.dir, Env: s.env, Stdin: foreground, EndsVm: s.endsVM,
 		Tty: s.tty.force || (d.Term.Interactive() && !s.tty.forbid),
 	}
 	raw := start.GetTty() && foreground && d.Term.InputTTY()

@@ -137,7 +137,7 @@ func runRun(ctx context.Context, opts runOptions, d *Deps) error {
 	if opts.rm {
 		defer d.remove(ctx, c, m.GetId(), name)
 	}
-	code, err := d.runIn(ctx, c, m, opts.what, opts.tty)
+	code, err := d.runIn(ctx, c, m, opts)
 	if opts.rm {
 		return exitWith(code, err)
 	}
@@ -160,12 +160,12 @@ func exitWith(code int, err error) error {
 }
 
 // runIn runs what there is to run in a VM that is ready. When the VM ends meanwhile, the failure says so.
-func (d *Deps) runIn(ctx context.Context, c *client.Client, m *bangerv1.VM, what guestCommand, tty ttyFlags) (int, error) {
+func (d *Deps) runIn(ctx context.Context, c *client.Client, m *bangerv1.VM, opts runOptions) (int, error) {
 	where, err := endpoint(ctx, c, m.GetId())
 	if err != nil {
 		return 0, err
 	}
-	s := session{socket: where.GetSocket(), argv: what.argv(where.GetConfig()), tty: tty}
+	s := session{socket: where.GetSocket(), argv: opts.what.argv(where.GetConfig()), tty: opts.tty, endsVM: opts.rm}
 	code, err := d.attach(ctx, s)
 	switch {
 	case fault.Is(err, fault.Unavailable) && ctx.Err() == nil:

@@ -38,6 +38,9 @@ func (s service) Exec(ctx context.Context, stream *execStream) error {
 	if err != nil {
 		return err
 	}
+	if first.GetStart().GetEndsVm() {
+		defer s.endWithCaller(ctx)
+	}
 	client, err := s.awaitGuest(ctx)
 	if err != nil {
 		return err
@@ -51,6 +54,15 @@ func (s service) Exec(ctx context.Context, stream *execStream) error {
 	return s.bridge(ctx, stream, process, start.Stdin, &bangerv1.ExecResponse{Kind: &bangerv1.ExecResponse_Started{
 		Started: &bangerv1.ExecStarted{Pid: int32(process.Started.PID), StdinWindow: stdinWindow},
 	}})
+}
+
+// endWithCaller kills the VM if the caller was lost, whose request ctx is. One that is there says itself what is to be done.
+func (s service) endWithCaller(ctx context.Context) {
+	if ctx.Err() == nil {
+		return
+	}
+	s.log.Info("the vm ends with the banger that it was started for")
+	s.orders.killNow()
 }
 
 // execStart checks a caller's wish and puts it into the agent's words. User, directory and environment that are not

@@ -326,6 +326,47 @@ func TestClientThatGoesAwayEndsItsCommand(t *testing.T) {
 	}
 }
 
+// A VM that is there for one command does not outlive the caller, who was killed and could remove nothing.
+func TestVMThatEndsWithItsCaller(t *testing.T) {
+	for _, lost := range []bool{true, false} {
+		r := readyRig(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		start := sh("echo on; read x")
+		start.Stdin, start.EndsVm = true, true
+		stream := r.open(ctx, start)
+		for {
+			msg, err := stream.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(msg.GetStdout()) > 0 {
+				break
+			}
+		}
+		if lost {
+			cancel()
+			stream.CloseResponse() // net/http notices the end of a context only here
+			if err := r.wait(); err != nil {
+				t.Error(err)
+			}
+			if exit := r.clean(); exit.Reason != "killed" || !exit.Expected {
+				t.Errorf("exit %+v", exit)
+			}
+		} else { // who hears of the end of the command decides
+			stream.Send(stdin([]byte("\n")))
+			if res, err := collect(stream); err != nil || res.exited.GetCode() != 0 {
+				t.Errorf("%+v, %v", res, err)
+			}
+			if _, err := r.tryExec(); err != nil {
+				t.Error(err)
+			}
+		}
+		stream.CloseRequest()
+		stream.CloseResponse()
+		cancel()
+	}
+}
+
 func TestSlowClientStopsTheCommandAndNobodyElse(t *testing.T) {
 	dir := t.TempDir()
 	r := readyRig(t)

@@ -1155,8 +1155,9 @@ type ExecStart struct {
 	Env           []string               `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty"`
 	Tty           bool                   `protobuf:"varint,5,opt,name=tty,proto3" json:"tty,omitempty"`
 	Size          *TerminalSize          `protobuf:"bytes,6,opt,name=size,proto3" json:"size,omitempty"`
-	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"` // false: /dev/null
-	Tool          string                 `protobuf:"bytes,8,opt,name=tool,proto3" json:"tool,omitempty"`    // a program of the agent's own, with argv as its arguments: see agentwire.ExecStart
+	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"`                 // false: /dev/null
+	Tool          string                 `protobuf:"bytes,8,opt,name=tool,proto3" json:"tool,omitempty"`                    // a program of the agent's own, with argv as its arguments: see agentwire.ExecStart
+	EndsVm        bool                   `protobuf:"varint,9,opt,name=ends_vm,json=endsVm,proto3" json:"ends_vm,omitempty"` // the VM is there for this command: it is killed when the caller is lost before the command ends
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1245,6 +1246,13 @@ func (x *ExecStart) GetTool() string {
 		return x.Tool
 	}
 	return ""
+}
+
+func (x *ExecStart) GetEndsVm() bool {
+	if x != nil {
+		return x.EndsVm
+	}
+	return false
 }
 
 type TerminalSize struct {
@@ -2293,7 +2301,7 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x06resize\x18\x04 \x01(\v2\x17.banger.v1.TerminalSizeH\x00R\x06resize\x12\x18\n" +
 	"\x06signal\x18\x05 \x01(\tH\x00R\x06signal\x122\n" +
 	"\x06attach\x18\x06 \x01(\v2\x18.banger.v1.SessionAttachH\x00R\x06attachB\x06\n" +
-	"\x04kind\"\xc8\x01\n" +
+	"\x04kind\"\xe1\x01\n" +
 	"\tExecStart\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x18\n" +
@@ -2302,7 +2310,8 @@ const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\x03tty\x18\x05 \x01(\bR\x03tty\x12+\n" +
 	"\x04size\x18\x06 \x01(\v2\x17.banger.v1.TerminalSizeR\x04size\x12\x14\n" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x12\x12\n" +
-	"\x04tool\x18\b \x01(\tR\x04tool\"6\n" +
+	"\x04tool\x18\b \x01(\tR\x04tool\x12\x17\n" +
+	"\aends_vm\x18\t \x01(\bR\x06endsVm\"6\n" +
 	"\fTerminalSize\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\rR\x04rows\x12\x12\n" +
 	"\x04cols\x18\x02 \x01(\rR\x04cols\"\xc4\x02\n" +
