@@ -374,7 +374,7 @@ func (r *Registry[T]) find(id string) (*op[T], error) {
 			return o, nil
 		}
 	}
-	return nil, fault.New(fault.NotFound, "no operation has the id %q; those that ended long ago are forgotten", id)
+	return nil, fault.New(fault.NotFound, "no operation has the id %q; those that ended long ago, or with an earlier daemon, are forgotten", id)
 }
 
 // prune forgets what ended long ago, and the oldest of too many. mu is held.
