@@ -115,9 +115,9 @@ func (t *sessionTable) end(ss *session, exited agentwire.ExecExited) {
 		}
 	}
 	for ; finished > agentwire.MaxFinished; finished-- {
-		oldest := ss
+		var oldest *session // never the one that has just ended: the clock may have been set back
 		for _, one := range t.all {
-			if one.info.EndedUnix != 0 && one.info.EndedUnix < oldest.info.EndedUnix {
+			if one != ss && one.info.EndedUnix != 0 && (oldest == nil || one.info.EndedUnix < oldest.info.EndedUnix) {
 				oldest = one
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/agentwire"
 )
@@ -102,5 +103,22 @@ func TestSessionOutputPast(t *testing.T) {
 	_, _ = o.Write(frameOf(agentwire.FrameStdout, []byte("\n")))
 	if got, _, _ := readAll(o, o.past(-1, 1)); got != "four\n" {
 		t.Errorf("the last line is %q", got)
+	}
+}
+
+// A session that has just ended is kept, also when the clock was set back before.
+func TestTheOneThatHasJustEndedIsKept(t *testing.T) {
+	table := new(sessionTable)
+	for range agentwire.MaxFinished {
+		ss := &session{output: newSessionOutput()}
+		ss.info.PID, ss.info.EndedUnix = 1, time.Now().Add(time.Hour).UnixMilli()
+		table.all = append(table.all, ss)
+	}
+	last := &session{output: newSessionOutput()}
+	last.info.PID = 2
+	table.all = append(table.all, last)
+	table.end(last, agentwire.ExecExited{})
+	if n := len(table.all); n != agentwire.MaxFinished || table.all[n-1] != last {
+		t.Errorf("%d are kept, the last one is %+v", n, table.all[n-1].info)
 	}
 }
