@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,16 +28,19 @@ func New() (*Watch, error) {
 	return w, nil
 }
 
+// never is a time that does not come, in seconds: the last one that the kernel can wait for.
+const never = math.MaxInt64 / int64(time.Second)
+
 // arm sets the timer to a time that does not come.
 func (w *Watch) arm() error {
-	never := unix.ItimerSpec{Value: unix.Timespec{Sec: math.MaxInt32}}
+	end := unix.ItimerSpec{Value: unix.Timespec{Sec: never}}
 	conn, err := w.timer.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var set error
 	err = conn.Control(func(fd uintptr) {
-		set = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &never, nil)
+		set = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME|unix.TFD_TIMER_CANCEL_ON_SET, &end, nil)
 	})
 	if errors.Is(set, unix.ECANCELED) { // it jumped since it was set last; it is set all the same
 		set = nil

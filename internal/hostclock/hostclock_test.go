@@ -4,7 +4,15 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 )
+
+// A timer that had run out would be taken for one jump after the other.
+func TestTheTimerDoesNotRunOut(t *testing.T) {
+	if end := time.Unix(never, 0); end.Year() < 2200 {
+		t.Errorf("it runs out at %v", end)
+	}
+}
 
 // The clock of the host is not for tests to set: what is tested is that a Watch does not see what is not there, and ends.
 func TestWatchEnds(t *testing.T) {
