@@ -39,7 +39,7 @@ func XFS(t testing.TB, dir string) string {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("mkfs.xfs", "-q", "-m", "reflink=1", image).CombinedOutput(); err != nil {
-		cannot("mkfs.xfs (package xfsprogs): %v %s", err, out)
+		cannot("mkfs.xfs (scripts/setup.sh --test installs it): %v %s", err, out)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
