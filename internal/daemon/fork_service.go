@@ -43,7 +43,12 @@ func (s *vmService) Fork(ctx context.Context, req *connect.Request[bangerv1.Fork
 		return nil, err
 	}
 	for _, name := range o.names {
-		if err := s.store.CheckName(ctx, name); err != nil {
+		err := s.store.CheckName(ctx, name)
+		if fault.Is(err, fault.Exists) { // whose hint is to remove that VM, which may be this one
+			return nil, fault.Wrap(fault.Exists, err, "fork vm %s", v.Name()).
+				WithHint("banger vm fork -n %d %s   # under names that are free", o.count, v.Name())
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

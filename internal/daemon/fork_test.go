@@ -130,7 +130,7 @@ func TestForkRefuses(t *testing.T) {
 		{&bangerv1.ForkVMRequest{Ref: "dev", Count: 3, Names: []string{"a", "b"}}, fault.Invalid, "2 names", ""},
 		{&bangerv1.ForkVMRequest{Ref: "dev", Names: []string{"a", "a"}}, fault.Invalid, "two clones", ""},
 		{&bangerv1.ForkVMRequest{Ref: "dev", Names: []string{"A"}}, fault.Invalid, "A", ""},
-		{&bangerv1.ForkVMRequest{Ref: "dev", Names: []string{"a", "down"}}, fault.Exists, "down", ""},
+		{&bangerv1.ForkVMRequest{Ref: "dev", Names: []string{"a", "down"}}, fault.Exists, "a vm called down exists already", "banger vm fork -n 2 dev "},
 	} {
 		_, err := h.vms.Fork(t.Context(), connect.NewRequest(test.req))
 		if !fault.Is(err, test.class) || !strings.Contains(err.Error(), test.words) || !strings.Contains(fault.HintOf(err), test.hint) {
