@@ -29,6 +29,7 @@ type (
 // Images is where images come from: the catalogs, registries, files.
 func Images(p paths.Paths, settings config.Config) Source {
 	o := &imageSource{
+		images: p.Images(),
 		mirror: settings.Mirror.Debian,
 		index:  image.Index{Catalogs: settings.Catalogs, Dir: p.Catalogs()},
 		options: image.SourceOptions{
@@ -46,6 +47,7 @@ func Images(p paths.Paths, settings config.Config) Source {
 
 // imageSource is the Source of images. Its fields are fixed.
 type imageSource struct {
+	images  string // directory of those that are here
 	mirror  string
 	index   image.Index
 	options image.SourceOptions
@@ -81,9 +83,13 @@ func (o *imageSource) pull(ctx context.Context, req library.Request, staging str
 	if req.Name != "" {
 		e.Name = req.Name
 	}
-	dir, m, err := image.Pull(ctx, e, image.PullOptions{
+	opt := image.PullOptions{
 		Staging: staging, Arch: req.Arch, Mirror: o.mirror, Progress: report, Keys: req.Keys, SHA256: req.SHA256, Sources: sources,
-	})
+	}
+	if !req.Force { // who forces a pull may want to be rid of files that are damaged
+		opt.Images = o.images
+	}
+	dir, m, err := image.Pull(ctx, e, opt)
 	return dir, imageArtifact(m, dir), err
 }
 

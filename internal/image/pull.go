@@ -27,6 +27,7 @@ const cleanupTimeout = 60 * time.Second
 // PullOptions of Pull. Only Staging is required.
 type PullOptions struct {
 	Staging  string        // existing directory for the new image, on the file system that it will be published to
+	Images   string        // directory of the images that are here, to share files with; empty: nothing is shared
 	Arch     string        // amd64 or arm64; empty: this host's
 	Mirror   string        // base URI of the distribution's archive (config key mirror.debian); empty: what the host uses
 	Keyring  string        // file of that archive's keys; empty: the one that the host's apt or Debian has
@@ -98,7 +99,7 @@ func pullFrom(ctx context.Context, e Entry, origin Origin, src source.Source, op
 		return "", Manifest{}, err
 	}
 	m := Manifest{Name: e.Name, Source: origin.String(), Arch: opt.Arch, Kernel: e.Kernel}
-	if err = m.make(ctx, tree, dir); err == nil {
+	if err = m.make(ctx, tree, dir, opt.Images); err == nil {
 		err = src.Remove(ctx, dir)
 	}
 	if err == nil {

@@ -191,3 +191,74 @@ func TestCatalog(t *testing.T) {
 		}
 	}
 }
+
+// bringing is the stream of a tree whose layers can be brought without being read.
+type bringing struct {
+	io.Reader
+	brought, closed *int
+	err             error
+}
+
+func (b bringing) Bring(context.Context) error { *b.brought++; return b.err }
+func (b bringing) Close() error                { *b.closed++; return nil }
+
+// TestPullShares pulls images with the same layers: the second has the file of the first.
+func TestPullShares(t *testing.T) {
+	images, staging := t.TempDir(), t.TempDir()
+	brought, closed := 0, 0
+	gone := fault.New(fault.Unavailable, "the registry is gone")
+	pull := func(config string, readable bool, images string, bringErr error, layers ...string) (string, Manifest, error) {
+		src := fakeSource{fetch: func(context.Context, source.Request) (source.Tree, error) {
+			stream := io.Reader(failing{errors.New("it was read")})
+			if readable {
+				stream = bytes.NewReader(tree(t))
+			}
+			tree := source.Tree{
+				Tar: bringing{stream, &brought, &closed, bringErr}, Digest: "sha256:" + config, Config: source.Config{User: config},
+			}
+			for _, l := range layers {
+				tree.Layers = append(tree.Layers, source.Layer{Digest: l})
+			}
+			return tree, nil
+		}}
+		e := Entry{Name: config, Sources: []Origin{{Kind: "k"}}}
+		return Pull(t.Context(), e, PullOptions{Staging: staging, Images: images, Sources: map[string]source.Source{"k": src}})
+	}
+	first, m, err := pull("one", true, images, nil, "a", "b")
+	if err != nil || brought != 0 {
+		t.Fatal(err, brought)
+	}
+	place := filepath.Join(images, "one")
+	if err := os.Rename(first, place); err != nil {
+		t.Fatal(err)
+	}
+	second, n, err := pull("two", false, images, nil, "a", "b")
+	if err != nil || brought != 1 || closed != 2 {
+		t.Fatal(err, brought, closed)
+	}
+	if n.Digest != "sha256:two" || n.Config.User != "two" || n.Used != m.Used || n.Entries != m.Entries || n.Size != m.Size {
+		t.Errorf("%+v", n)
+	}
+	a, errA := os.Stat(Rootfs(place))
+	b, errB := os.Stat(Rootfs(second))
+	if errA != nil || errB != nil || !os.SameFile(a, b) {
+		t.Errorf("the file is not shared: %v, %v", errA, errB)
+	}
+	if _, _, err := pull("three", false, images, gone, "a", "b"); !errors.Is(err, gone) {
+		t.Errorf("layers that cannot be brought: %v", err)
+	}
+	for name, layers := range map[string][]string{"other": {"a"}, "order": {"b", "a"}, "none": {}} {
+		if _, _, err := pull("four", true, images, nil, layers...); err != nil || brought != 2 {
+			t.Errorf("%s: %v, brought %d times", name, err, brought)
+		}
+	}
+	if err := os.Truncate(Rootfs(place), 1000); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := pull("five", true, images, nil, "a", "b"); err != nil || brought != 2 {
+		t.Errorf("a file that is damaged: %v, brought %d times", err, brought)
+	}
+	if _, _, err := pull("six", true, "", nil, "a", "b"); err != nil || brought != 2 {
+		t.Errorf("nothing to share with: %v, brought %d times", err, brought)
+	}
+}

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
@@ -35,7 +36,7 @@ func FromTree(ctx context.Context, staging string, m Manifest, tree source.Tree)
 		tree.Tar.Close()
 		return "", Manifest{}, explain(err, staging)
 	}
-	if err = m.make(ctx, tree, dir); err == nil {
+	if err = m.make(ctx, tree, dir, ""); err == nil {
 		err = m.write(dir)
 	}
 	if err != nil {
@@ -58,14 +59,18 @@ func FromLayers(ctx context.Context, staging string, m Manifest, tree source.Tre
 	return FromTree(ctx, staging, m, tree)
 }
 
-// make makes the root file system of tree in dir and enters in m what came of it. It closes the stream.
-func (m *Manifest) make(ctx context.Context, tree source.Tree, dir string) error {
+// make makes the root file system of tree in dir, or shares that of an image below images (if that is not empty), and
+// enters in m what came of it. It closes the stream.
+func (m *Manifest) make(ctx context.Context, tree source.Tree, dir, images string) error {
 	m.Origin, m.Config, m.Layers, m.Upstream = tree.Origin, tree.Config, tree.Layers, tree.Upstream
 	if tree.Arch != "" {
 		m.Arch = tree.Arch
 	}
 	if tree.Kernel != "" {
 		m.Kernel = tree.Kernel
+	}
+	if shared, err := m.share(ctx, tree, dir, images); shared {
+		return errors.Join(err, tree.Tar.Close())
 	}
 	res, err := ext4.FromTar(ctx, tree.Tar, Rootfs(dir), ext4.Options{
 		Size: ext4.DefaultSize, Label: "banger-image", Identity: tree.Digest, Entries: tree.Entries,

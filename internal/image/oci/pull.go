@@ -196,6 +196,9 @@ func (p *pull) Fill(ctx context.Context, w *ext4.Writer) (root *ext4.Node, read 
 	return root, read, entries, err
 }
 
+// Bring implements source.Bringer.
+func (p *pull) Bring(context.Context) error { return p.ended(nil) }
+
 // ended waits for the workers when unpacking has ended, and returns the failure that counts more than that of unpacking.
 func (p *pull) ended(err error) error {
 	if err != nil && err != io.EOF {

@@ -60,6 +60,13 @@ type Tree struct {
 	Upstream string
 }
 
+// Bringer is a Tree.Tar that can be asked for nothing but its layers, where somebody has their files already. It is not
+// read then.
+type Bringer interface {
+	// Bring returns when every layer is in the blob store.
+	Bring(ctx context.Context) error
+}
+
 // Layer is one layer of an image, as the OCI image specification describes it: a tar stream with whiteouts, usually
 // compressed.
 type Layer struct {
