@@ -19,6 +19,7 @@ type fakeLibrary struct {
 	catalog  []*bangerv1.CatalogEntry
 	warnings []string
 	cache    uint64
+	used     uint64
 	pruned   []*bangerv1.Pruned
 	fault    *bangerv1.Fault // of every job
 	result   string
@@ -53,7 +54,7 @@ func (s fakeImages) find(ref string) (*bangerv1.Image, error) {
 }
 
 func (s fakeImages) List(context.Context, *connect.Request[bangerv1.ListImagesRequest]) (*connect.Response[bangerv1.ListImagesResponse], error) {
-	return connect.NewResponse(&bangerv1.ListImagesResponse{Images: s.f.library.images, CacheBytes: s.f.library.cache}), nil
+	return connect.NewResponse(&bangerv1.ListImagesResponse{Images: s.f.library.images, CacheBytes: s.f.library.cache, UsedBytes: s.f.library.used}), nil
 }
 
 func (s fakeImages) Get(_ context.Context, req *connect.Request[bangerv1.GetImageRequest]) (*connect.Response[bangerv1.Image], error) {

@@ -66,7 +66,7 @@ func runImageList(ctx context.Context, quiet bool, d *Deps) error {
 		return err
 	}
 	if d.Term.Width() > 0 {
-		if err := d.Term.Answer("%s", diskUse(images, resp.GetCacheBytes())); err != nil {
+		if err := d.Term.Answer("%s", diskUse(resp)); err != nil {
 			return err
 		}
 	}
@@ -135,17 +135,12 @@ func imageTable(images []*bangerv1.Image) term.Table {
 func own(used, shared uint64) uint64 { return used - min(used, shared) }
 
 // diskUse sums the images up, each once whatever it is called.
-func diskUse(images []*bangerv1.Image, cache uint64) string {
-	var used, shared uint64
+func diskUse(resp *bangerv1.ListImagesResponse) string {
 	seen := map[string]bool{}
-	for _, m := range images {
-		if !seen[m.GetDigest()] {
-			used += own(m.GetUsedBytes(), m.GetSharedBytes())
-			shared = max(shared, m.GetSharedBytes())
-		}
+	for _, m := range resp.GetImages() {
 		seen[m.GetDigest()] = true
 	}
-	return plural(len(seen), "image") + ", " + vm.FormatSize(used+shared) + "; cache " + vm.FormatSize(cache)
+	return plural(len(seen), "image") + ", " + vm.FormatSize(resp.GetUsedBytes()) + "; cache " + vm.FormatSize(resp.GetCacheBytes())
 }
 
 func newImageCatalog(d *Deps) *cobra.Command {

@@ -29,7 +29,7 @@ func someImages() []*bangerv1.Image {
 }
 
 func TestImageList(t *testing.T) {
-	home, f := shortDir(t), &fakeDaemon{library: fakeLibrary{images: someImages(), cache: 340 << 20}}
+	home, f := shortDir(t), &fakeDaemon{library: fakeLibrary{images: someImages(), cache: 340 << 20, used: 721 << 20}}
 	f.start(t, home)
 	for _, width := range []int{60, 80, 120, 200} {
 		on, _, _ := online(t, home)

@@ -35,6 +35,7 @@ func (s *imageService) List(ctx context.Context, _ *connect.Request[bangerv1.Lis
 	p := s.parts.daemon.cfg.Paths
 	return connect.NewResponse(&bangerv1.ListImagesResponse{
 		Images: convert(entries, s.proto), CacheBytes: library.Usage(p.Blobs()) + library.Usage(p.BuildCache()),
+		UsedBytes: library.DiskUse(p.Images()),
 	}), nil
 }
 

@@ -104,6 +104,9 @@ func TestReclaimable(t *testing.T) {
 	if free := reclaimable([]string{a, b}); free[a]+free[b] >= 1<<20 {
 		t.Errorf("a third has it: %v", free)
 	}
+	if got := DiskUse(root); got < 1<<20 || got >= 2<<20 {
+		t.Errorf("%d bytes of one file with three names", got)
+	}
 	if got := Usage(filepath.Join(root, "none")); got != 0 {
 		t.Errorf("%d bytes of nothing", got)
 	}

@@ -161,6 +161,21 @@ func reclaimable(dirs []string) map[string]uint64 {
 	return out
 }
 
+// DiskUse is how many bytes the directory takes on the host. Files that have several names in it count once.
+func DiskUse(dir string) (used uint64) {
+	seen := map[inode]bool{}
+	files(dir, func(st *unix.Stat_t) {
+		if id := (inode{st.Dev, st.Ino}); linked(st) {
+			if seen[id] {
+				return
+			}
+			seen[id] = true
+		}
+		used += bytes(st)
+	})
+	return used
+}
+
 // Usage is how many bytes a file or directory takes on the host; 0 for what is not there.
 func Usage(path string) uint64 {
 	used, _ := usage(path)

@@ -2285,6 +2285,7 @@ type ListImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
 	CacheBytes    uint64                 `protobuf:"varint,2,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"` // downloaded layers and build steps that are kept
+	UsedBytes     uint64                 `protobuf:"varint,3,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`    // of all images on the host; what several have counts once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2329,6 +2330,13 @@ func (x *ListImagesResponse) GetImages() []*Image {
 func (x *ListImagesResponse) GetCacheBytes() uint64 {
 	if x != nil {
 		return x.CacheBytes
+	}
+	return 0
+}
+
+func (x *ListImagesResponse) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
 	}
 	return 0
 }
@@ -4827,11 +4835,13 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x16\n" +
 	"\x06repair\x18\x04 \x01(\tR\x06repair\x12\x1a\n" +
 	"\brepaired\x18\x05 \x01(\bR\brepaired\"\x13\n" +
-	"\x11ListImagesRequest\"_\n" +
+	"\x11ListImagesRequest\"~\n" +
 	"\x12ListImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\x12\x1f\n" +
 	"\vcache_bytes\x18\x02 \x01(\x04R\n" +
-	"cacheBytes\"#\n" +
+	"cacheBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x03 \x01(\x04R\tusedBytes\"#\n" +
 	"\x0fGetImageRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"/\n" +
 	"\x13ImageCatalogRequest\x12\x18\n" +
