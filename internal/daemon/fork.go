@@ -174,12 +174,10 @@ func (f *fleet) fillStage(ctx context.Context, v store.VM, st *staged) error {
 	disk := f.dir(v.ID).Path(paths.VMDisk)
 	switch {
 	case v.State == vm.Running || v.State == vm.Paused:
-		ctx, cancel := context.WithTimeout(ctx, suspendLimit)
-		defer cancel()
 		if !st.memory && v.State == vm.Running {
 			f.syncGuest(ctx, v)
 		}
-		resp, err := f.adopt(v).supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: st.dir, Disk: true})
+		resp, err := f.saveRunning(ctx, v, &bangerv1.SupervisorSaveRequest{Dir: st.dir, Disk: true})
 		if err == nil {
 			st.still = resp.GetStillUs()
 		}

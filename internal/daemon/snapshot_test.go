@@ -744,3 +744,22 @@ func (h *host) fillDisk(v *bangerv1.VM, n int) {
 	_, err = f.WriteAt([]byte(strings.Repeat("x", n)), 0)
 	h.must(errors.Join(err, f.Close()))
 }
+
+// Of a VM that ends while it is saved, the error says that it has.
+func TestSnapshotOfAVMThatEnds(t *testing.T) {
+	h := newHost(t)
+	var v *bangerv1.VM
+	h.cfg.Step = func(_ context.Context, s daemon.Step) error {
+		if s == daemon.StepSnapshotDir {
+			h.killSupervisor(v.GetId())
+		}
+		return nil
+	}
+	h.run()
+	v = h.create("dev")
+	_, err := h.snapshot(&bangerv1.CreateSnapshotRequest{Ref: "dev", Name: "one"})
+	if !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "it has ended: ") || fault.HintOf(err) != "banger vm start dev" {
+		t.Errorf("err = %v, hint %q", err, fault.HintOf(err))
+	}
+	h.inOrder()
+}

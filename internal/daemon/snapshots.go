@@ -182,12 +182,7 @@ func (f *fleet) fillSnapshot(ctx context.Context, v store.VM, dir string, m *sna
 // saveInto has the supervisor save a VM that runs and goes on. Of a snapshot without memory only the disk is kept: it is as
 // after a power cut at that instant.
 func (f *fleet) saveInto(ctx context.Context, v store.VM, dir string, m *snapshot.Manifest) error {
-	ctx, cancel := context.WithTimeout(ctx, suspendLimit)
-	defer cancel()
-	resp, err := f.adopt(v).supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true, Unsynced: m.Auto})
-	if now, readErr := f.store.VM(ctx, v.ID); err != nil && fault.Is(err, fault.Unavailable) && readErr == nil && !now.State.Live() {
-		return fault.New(fault.Conflict, "it has ended: %s", orElse(now.Reason, string(now.State))).WithHint("banger vm start %s", v.Name())
-	}
+	resp, err := f.saveRunning(ctx, v, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true, Unsynced: m.Auto})
 	if err != nil {
 		return err
 	}
@@ -200,6 +195,31 @@ func (f *fleet) saveInto(ctx context.Context, v store.VM, dir string, m *snapsho
 		errs = append(errs, removeFile(filepath.Join(dir, name)))
 	}
 	return errors.Join(errs...)
+}
+
+// endNoticed is how long it may take until the end of a VM is recorded whose supervisor does not answer any more.
+const endNoticed = 5 * time.Second
+
+// saveRunning has the supervisor of a VM save it while it goes on. When the VM has ended meanwhile the error says so.
+func (f *fleet) saveRunning(ctx context.Context, v store.VM, req *bangerv1.SupervisorSaveRequest) (*bangerv1.SupervisorSaveResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, suspendLimit)
+	defer cancel()
+	r := f.adopt(v)
+	resp, err := r.supervisor.save(ctx, req)
+	if !fault.Is(err, fault.Unavailable) {
+		return resp, err
+	}
+	timer := time.NewTimer(endNoticed)
+	defer timer.Stop()
+	select {
+	case <-r.gone:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	if now, readErr := f.store.VM(ctx, v.ID); readErr == nil && !now.State.Live() {
+		return nil, fault.New(fault.Conflict, "it has ended: %s", orElse(now.Reason, string(now.State))).WithHint("banger vm start %s", v.Name())
+	}
+	return nil, err
 }
 
 // pairUp makes a copy of a disk in diskDir, at least size bytes large, and in memoryDir links to the memory in from, as a
