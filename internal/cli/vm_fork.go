@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,8 +68,10 @@ func (o *forkOptions) request(cmd *cobra.Command, ref string) (*bangerv1.ForkVMR
 		}
 		req.Count = uint32(o.count) //nolint:gosec // checked above
 	}
-	for _, name := range o.names {
-		if _, err := vm.ParseName(name); err != nil {
+	for i, name := range o.names {
+		names := slices.Clone(o.names)
+		names[i] = vm.Suggest(name)
+		if err := checkName(name, "banger vm fork --names %s %s", strings.Join(names, ","), ref); err != nil {
 			return nil, err
 		}
 	}

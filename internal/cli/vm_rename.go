@@ -25,8 +25,7 @@ func newRename(d *Deps) *cobra.Command {
 			if args[0] == "" {
 				return noEmpty(cmd, args)
 			}
-			_, err := vm.ParseName(args[1])
-			return err
+			return checkName(args[1], "banger vm rename %s %s", args[0], vm.Suggest(args[1]))
 		},
 		RunE:              func(cmd *cobra.Command, args []string) error { return runRename(cmd.Context(), args[0], args[1], d) },
 		ValidArgsFunction: completeOneVM(d),
@@ -44,4 +43,12 @@ func runRename(ctx context.Context, ref, name string, d *Deps) error {
 		return err
 	}
 	return d.answerVM(m)
+}
+
+// checkName refuses what cannot be the name of a VM, with a hint of one that can be.
+func checkName(name, hint string, args ...any) error {
+	if _, err := vm.ParseName(name); err != nil {
+		return fault.New(fault.ClassOf(err), "%v", err).WithHint(hint, args...)
+	}
+	return nil
 }
