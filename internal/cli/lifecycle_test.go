@@ -51,7 +51,7 @@ func TestRefusedLifecycle(t *testing.T) {
 		{"vm set dev --label -", "banger: error: label \"-\" has no name that can be used: KEY=VALUE, no spaces in KEY\nbanger: hint: banger vm set --label team=web NAME\n"},
 		{"vm list --label =x", "banger: error: label \"=x\" has no name: KEY or KEY=VALUE\nbanger: hint: banger vm list --label team=web\n"},
 		{"vm rename dev", "banger: error: banger vm rename takes the name of a vm and a new one\nbanger: hint: banger vm rename --help\n"},
-		{"vm rename dev Dev", "banger: error: vm name \"Dev\" has upper-case letters; names are lower-case letters, digits and '-'\nbanger: hint: banger vm run --name dev\n"},
+		{"vm rename dev Dev", "banger: error: vm name \"Dev\" has upper-case letters; names are lower-case letters, digits and '-'\nbanger: hint: banger vm rename dev dev\n"},
 		{"vm wait dev --timeout -1s", "banger: error: a timeout of -1s is not possible\nbanger: hint: banger vm wait --timeout 30s NAME\n"},
 		{"vm restart --grace -1s dev", "banger: error: a grace of -1s is not possible\nbanger: hint: banger vm restart --help\n"},
 		{"vm pause", "banger: error: banger vm pause needs the name of a vm\nbanger: hint: banger vm list\n"},
