@@ -40,10 +40,11 @@ const applicationID = 0x626e6772
 
 // Store is an open database.
 type Store struct {
-	db     *sql.DB
-	path   string
-	file   os.FileInfo // of the open database
-	events struct {
+	db         *sql.DB
+	path       string
+	file       os.FileInfo // of the open database
+	readersEnd time.Duration
+	events     struct {
 		keep atomic.Int64
 
 		mu      sync.Mutex    // guards the field below
@@ -73,7 +74,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	}
 	db.SetMaxOpenConns(maxConns)
 	db.SetMaxIdleConns(maxConns)
-	s := &Store{db: db, path: path}
+	s := &Store{db: db, path: path, readersEnd: readersEnd}
 	s.KeepEvents(standardEvents)
 	if err := s.prepare(ctx); err != nil {
 		db.Close()

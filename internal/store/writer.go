@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
@@ -13,35 +15,51 @@ import (
 // SQLite opens a file that cannot be written to for reading, and such a connection stays so: of a file system that was
 // read-only for a moment the pool would keep one for good. Reading from it is right, so only writers look.
 
-// writer takes a connection for writing from the pool, and drops one that can only read. It is to be closed.
-func (s *Store) writer(ctx context.Context) (*sql.Conn, error) {
+const (
+	// readersEnd is how long a write waits for connections that can only read and are in use; readersPause is between two
+	// looks. Reading takes milliseconds.
+	readersEnd   = 10 * time.Second
+	readersPause = 5 * time.Millisecond
+)
+
+// write runs do with a connection for writing. It is run again when the connection turned out to be one that can only read,
+// which is found before anything was done.
+func (s *Store) write(ctx context.Context, do func(*sql.Conn) error) error {
+	for began := time.Now(); ; {
+		err := s.tryWrite(ctx, do)
+		// As long as one such connection is in use, new ones cannot write either: they share the index of the log.
+		if !isReadOnlyError(err) || unix.Access(s.path, unix.W_OK) != nil || time.Since(began) > s.readersEnd {
+			return s.wrap(err)
+		}
+		select {
+		case <-time.After(readersPause):
+		case <-ctx.Done():
+			return s.wrap(err)
+		}
+	}
+}
+
+func (s *Store) tryWrite(ctx context.Context, do func(*sql.Conn) error) error {
 	c, err := s.db.Conn(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	readOnly, err := isReadOnly(c)
 	if err != nil {
-		return nil, errors.Join(err, c.Close())
+		return errors.Join(err, c.Close())
 	}
-	if !readOnly {
-		return c, nil
-	}
-	s.drop(c)
-	// A new one. If that one cannot write either, SQLite says so when it is to.
-	return s.db.Conn(ctx)
-}
-
-// write runs do with a connection for writing. One that cannot write after all is not used again.
-func (s *Store) write(ctx context.Context, do func(*sql.Conn) error) error {
-	c, err := s.writer(ctx)
-	if err != nil {
-		return s.wrap(err)
+	if readOnly {
+		s.drop(c)
+		// A new one. If that one cannot write either, SQLite says so when it is to.
+		if c, err = s.db.Conn(ctx); err != nil {
+			return err
+		}
 	}
 	if err = do(c); isReadOnlyError(err) {
 		s.drop(c)
-		return s.wrap(err)
+		return err
 	}
-	return s.wrap(errors.Join(err, c.Close()))
+	return errors.Join(err, c.Close())
 }
 
 // exec runs one statement that writes.

@@ -4,8 +4,15 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 )
@@ -81,6 +88,7 @@ func TestConnectionsThatCanOnlyReadDoNotStay(t *testing.T) {
 func TestWritesWhileTheFileSystemIsReadOnly(t *testing.T) {
 	s := fresh(t)
 	insert(t, s, "dev", "000000000001")
+	s.readersEnd = 0 // the file system only seems to be read-only
 	c := whileReadOnly(t, s, 1<<40)
 	for range maxConns + 1 {
 		if err := s.SetWanted(t.Context(), "000000000001", true); !fault.Is(err, fault.Denied) {
@@ -95,4 +103,64 @@ func TestWritesWhileTheFileSystemIsReadOnly(t *testing.T) {
 	}
 	c.readOnly.Store(0)
 	insert(t, s, "two", "000000000002")
+}
+
+// remount makes the file system of a directory read-only for what is opened from now on, and writable again.
+func remount(t *testing.T, dir string) (writable func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can mount")
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	writable = sync.OnceFunc(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(writable)
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	return writable
+}
+
+// Connections of one process share the index of the log. One that was opened while the file system was read-only keeps the
+// others from writing as long as it is in use.
+func TestWritesWaitForReadersOfAReadOnlyFileSystem(t *testing.T) {
+	s := fresh(t)
+	insert(t, s, "dev", "000000000001")
+	writable := remount(t, filepath.Dir(s.path))
+	if err := s.SetWanted(t.Context(), "000000000001", true); err != nil {
+		t.Logf("an open connection: %v", err)
+	}
+	s.db.SetMaxIdleConns(-1) // all end, and leave the log where it is
+	s.db.SetMaxIdleConns(maxConns)
+	reader, err := s.db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := reader.QueryContext(t.Context(), "SELECT id FROM vms")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetWanted(t.Context(), "000000000001", true); !fault.Is(err, fault.Denied) {
+		t.Errorf("read-only: %v", err)
+	}
+	writable()
+	written := make(chan error, 1)
+	go func() { written <- s.SetWanted(t.Context(), "000000000001", true) }()
+	select {
+	case err := <-written:
+		t.Errorf("it was written beside the reader: %v", err)
+		written <- err
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := errors.Join(rows.Close(), reader.Close()); err != nil {
+		t.Error(err)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
 }
