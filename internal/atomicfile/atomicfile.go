@@ -12,7 +12,15 @@ import (
 
 // Write writes data to path: a temporary file in the same directory, fsync, rename, fsync of the directory. On error
 // path is as it was and the temporary file is gone.
-func Write(path string, data []byte, perm fs.FileMode) (err error) {
+func Write(path string, data []byte, perm fs.FileMode) error {
+	if err := replace(path, data, perm, (*os.File).Sync); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(path))
+}
+
+// replace is Write without the last step. sync is given the complete file.
+func replace(path string, data []byte, perm fs.FileMode, sync func(*os.File) error) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
@@ -28,7 +36,7 @@ func Write(path string, data []byte, perm fs.FileMode) (err error) {
 		err = f.Chmod(perm)
 	}
 	if err == nil {
-		err = f.Sync()
+		err = sync(f)
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
@@ -36,19 +44,34 @@ func Write(path string, data []byte, perm fs.FileMode) (err error) {
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
-	if err != nil {
-		return err
-	}
-	return SyncDir(dir)
+	return err
 }
 
 // WriteJSON writes v as indented JSON, mode 0600.
 func WriteJSON(path string, v any) error {
+	data, err := encode(path, v)
+	if err != nil {
+		return err
+	}
+	return Write(path, data, 0o600)
+}
+
+// WriteVolatileJSON is WriteJSON for what means nothing after the host has gone down, and costs no fsync: the file may be
+// unreadable then. However a process ends meanwhile, the file is whole.
+func WriteVolatileJSON(path string, v any) error {
+	data, err := encode(path, v)
+	if err != nil {
+		return err
+	}
+	return replace(path, data, 0o600, func(*os.File) error { return nil })
+}
+
+func encode(path string, v any) ([]byte, error) {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
+		return nil, fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
-	return Write(path, append(data, '\n'), 0o600)
+	return append(data, '\n'), nil
 }
 
 // ReadJSON reads what WriteJSON wrote. A missing file is fs.ErrNotExist.

@@ -24,8 +24,8 @@ func names(t *testing.T, dir string) []string {
 func TestWriteReplacesAndLeavesNothingElse(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "a.json")
-	for _, v := range []int{1, 2} {
-		if err := WriteJSON(path, v); err != nil {
+	for v, write := range []func(string, any) error{WriteJSON, WriteJSON, WriteVolatileJSON, WriteVolatileJSON} {
+		if err := write(path, v); err != nil {
 			t.Fatal(err)
 		}
 		var got int
@@ -49,6 +49,9 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := Write(path, []byte("x"), 0o600); err == nil {
+		t.Fatal("no error")
+	}
+	if err := WriteVolatileJSON(path, "x"); err == nil {
 		t.Fatal("no error")
 	}
 	if got := names(t, dir); len(got) != 1 || got[0] != "taken" {

@@ -30,7 +30,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/internal/atomicfile"
 	"banger/internal/fault"
 	"banger/internal/hypervisor"
 	"banger/internal/paths"
@@ -227,9 +226,7 @@ func (s *Supervisor) prepare(u *undo.Stack) error {
 		return err
 	}
 	s.process = vmdir.Process{Supervisor: self, StartedAt: time.Now()}
-	u.Add("remove process.json", func(context.Context) error {
-		return errors.Join(s.dir.RemoveProcess(), atomicfile.SyncDir(string(s.dir)))
-	})
+	u.Add("remove process.json", func(context.Context) error { return s.dir.RemoveProcess() })
 	if err := s.at(StepBootPrepare); err != nil {
 		return err
 	}

@@ -188,8 +188,10 @@ func (d Dir) ReadProcess() (p Process, ok bool, err error) {
 	return read[Process](d.Path(paths.VMProcess))
 }
 
-// WriteProcess writes process.json.
-func (d Dir) WriteProcess(p Process) error { return atomicfile.WriteJSON(d.Path(paths.VMProcess), p) }
+// WriteProcess writes process.json. It tells of processes, of which none is left when the host has gone down.
+func (d Dir) WriteProcess(p Process) error {
+	return atomicfile.WriteVolatileJSON(d.Path(paths.VMProcess), p)
+}
 
 // RemoveProcess removes process.json.
 func (d Dir) RemoveProcess() error { return remove(d.Path(paths.VMProcess)) }
