@@ -54,13 +54,14 @@ func args(spec hypervisor.Spec, host machineHost) []string {
 		"-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", spec.CPUs, spec.CPUs),
 	}
 	a = append(a, accelerator(host)...)
-	a = append(a, "-kernel", spec.Kernel)
-	if spec.Initramfs != "" {
-		a = append(a, "-initrd", spec.Initramfs)
-	}
-	a = append(a, "-append", cmdline(spec, host))
-	if host.Incoming {
+	if host.Incoming { // the kernel is in the memory that comes
 		a = append(a, "-S", "-incoming", "defer")
+	} else {
+		a = append(a, "-kernel", spec.Kernel)
+		if spec.Initramfs != "" {
+			a = append(a, "-initrd", spec.Initramfs)
+		}
+		a = append(a, "-append", cmdline(spec, host))
 	}
 	a = append(a, channels(spec)...)
 	return append(a, devices(spec)...)

@@ -29,6 +29,13 @@ func fullSpec() hypervisor.Spec {
 	}
 }
 
+// restored is a machine that goes on from a saved one.
+func restored() hypervisor.Spec {
+	spec := fullSpec()
+	spec.Restore = &hypervisor.Saved{Memory: "/t/memory", State: "/t/state"}
+	return spec
+}
+
 func TestArgs(t *testing.T) {
 	odd := fullSpec()
 	odd.Name, odd.RunDir = "a,b", `/r,un/"dir"`
@@ -41,6 +48,7 @@ func TestArgs(t *testing.T) {
 		{"tcg", fullSpec(), machineHost{Accelerator: TCG, TSCKHz: 2596122}},
 		{"kvm", fullSpec(), machineHost{Accelerator: KVM}},
 		{"small", hypervisor.Spec{Name: "a", CPUs: 1, Memory: 128 << 20, Kernel: "/k", RunDir: "/r"}, machineHost{Accelerator: KVM}},
+		{"incoming", restored(), machineHost{Accelerator: TCG, TSCKHz: 2596122, Incoming: true}},
 		{"escapes", odd, machineHost{Accelerator: KVM}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
