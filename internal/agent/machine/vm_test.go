@@ -160,7 +160,7 @@ func (l *lab) start(t *testing.T, image, disk string, edit func(*agentwire.Confi
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), bootTimeout)
 	defer cancel()
 	v.machine, err = l.driver.Start(ctx, hypervisor.Spec{
-		ID: "0123456789ab", Name: "lab", CPUs: 2, Memory: 512 << 20,
+		ID: "0123456789ab", Name: "lab", CPUs: 1, Memory: 512 << 20,
 		Kernel: filepath.Join(l.kernelDir, kernel.ImageFile), Initramfs: l.initramfs,
 		Disks: []hypervisor.Disk{
 			{Path: image, ReadOnly: true, Serial: "image"},

@@ -45,7 +45,7 @@ func TestConformance(t *testing.T) {
 	hypervisortest.Run(t, hypervisortest.Harness{
 		Driver: qemu.New(qemu.Options{CacheDir: dir}),
 		Spec: hypervisor.Spec{
-			ID: "0123456789ab", Name: "conformance", CPUs: 2, Memory: 512 << 20,
+			ID: "0123456789ab", Name: "conformance", CPUs: 1, Memory: 512 << 20,
 			Kernel: filepath.Join(kernelDir, kernel.ImageFile), Initramfs: image,
 			Disks: []hypervisor.Disk{
 				{Path: filepath.Join(kernelDir, kernel.ModulesFile), ReadOnly: true, Serial: "modules"},
