@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
 	"banger/internal/paths"
+	"banger/internal/proc"
 	"banger/internal/store"
 	"banger/internal/template"
 	"banger/internal/vm"
@@ -78,7 +80,7 @@ func (c *checker) run(ctx context.Context) error {
 		c.row(ctx, v)
 	}
 	c.runDirs(ctx)
-	c.processes()
+	c.processes(ctx)
 	c.halfRemoved(ctx)
 	c.staging(ctx)
 	c.artifacts(ctx, c.images)
@@ -197,14 +199,36 @@ func (c *checker) runDirs(ctx context.Context) {
 }
 
 // processes looks for supervisors and VMMs of VMs that have no row. They are left alone: such a VM still runs, perhaps on
-// a disk that has no name any more, and only the user knows whether it matters.
-func (c *checker) processes() {
+// a disk that has no name any more, and only the user knows whether it matters. The supervisor of a VM that was just removed
+// is none of them: it ends by itself.
+func (c *checker) processes(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, strayPatience)
+	defer cancel()
 	for id, pid := range c.pids {
-		if _, known := c.rows[id]; known {
+		if _, known := c.rows[id]; known || endsSoon(ctx, pid) {
 			continue
 		}
 		c.find(findStrayProcess, fmt.Sprint(pid), fmt.Sprintf("process %d belongs to vm %s, which has no row: kill %d ends it", pid, id, pid), "", nil)
 	}
+}
+
+// strayPatience is how long a process may take to end whose VM is gone.
+const strayPatience = 3 * time.Second
+
+// endsSoon waits for the end of a process as long as ctx lasts, and reports whether it came.
+func endsSoon(ctx context.Context, pid int) bool {
+	id, err := proc.Of(pid)
+	if err != nil {
+		return true // no such process any more
+	}
+	for id.Alive() {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // processesByVM finds, by their command lines, the processes that work in the directories of VMs.
