@@ -41,8 +41,8 @@ import (
 // The rows of the clones are completed at the end, of all in one transaction. So a daemon that dies before leaves nothing of
 // them: VMs whose rows are not complete are removed by the next one. The staging area is emptied by it, too.
 
-// clonesAtOnce is how many clones are started at the same time: one for each processor. Each has a second of work under
-// software emulation, so more take nothing but the source's share.
+// clonesAtOnce is how many clones are started at the same time: one for each processor, since each has a second of work under
+// software emulation. With fewer than three, processors idle while clones wait for each other's steps.
 func clonesAtOnce() int { return max(3, runtime.NumCPU()) }
 
 // Stages of a fork.
