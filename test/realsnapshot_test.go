@@ -73,6 +73,13 @@ func TestRealSnapshot(t *testing.T) {
 	must(t, vars, "vm", "snapshot", "dev", "down")
 	must(t, vars, "vm", "restore", "--yes", "dev", "asleep")
 	ticks(t, vars, "dev")
+	// What a command has written is in the disk's copy, however soon that is made.
+	inGuest(t, vars, "dev", "for i in $(seq 50); do echo $i >/root/late$i; done")
+	must(t, vars, "vm", "snapshot", "--disk-only", "dev", "late")
+	must(t, vars, "vm", "restore", "--yes", "--start", "dev", "late")
+	if got := inGuest(t, vars, "dev", "cat /root/late* | sort -n | tail -1; ls /dev/shm"); got != "50" {
+		t.Errorf("%q", got)
+	}
 	must(t, vars, "vm", "restore", "--yes", "--start", "dev", "down")
 	if got := inGuest(t, vars, "dev", "cat /root/d/f; ls /dev/shm"); got != "kept" {
 		t.Errorf("%q", got)

@@ -46,6 +46,8 @@ type System interface {
 	Grow(ctx context.Context, g agentwire.Grow) (agentwire.Grown, error)
 	// SetClock sets the clock.
 	SetClock(c agentwire.Clock) error
+	// Sync returns when everything that was written to files by then is on the data disk.
+	Sync() error
 	// Wake takes note of a restore: see agentwire.Wake.
 	Wake(ctx context.Context, w agentwire.Wake) error
 }
@@ -216,7 +218,7 @@ func (s *Server) ServeStream(conn Stream) {
 	case agentwire.MethodShutdown:
 		s.serveShutdown(conn, req.Params)
 	case agentwire.MethodStats, agentwire.MethodPorts, agentwire.MethodGrow, agentwire.MethodClock,
-		agentwire.MethodWake, agentwire.MethodRehearse:
+		agentwire.MethodWake, agentwire.MethodSync, agentwire.MethodRehearse:
 		writeAnswer(conn, req, s.ask)
 	case agentwire.MethodSessionStart, agentwire.MethodSessionList, agentwire.MethodSessionWrite,
 		agentwire.MethodSessionStop, agentwire.MethodSessionRemove:
@@ -260,6 +262,8 @@ func (s *Server) ask(req agentwire.Request) (any, error) {
 			return nil, fault.New(fault.Invalid, "malformed wake request")
 		}
 		return nil, s.wake(wake)
+	case agentwire.MethodSync:
+		return nil, s.system.Sync()
 	case agentwire.MethodRehearse:
 		if r, ok := s.system.(Rehearser); ok {
 			return nil, r.Rehearse(s.ctx)

@@ -84,12 +84,20 @@ func TestQuestionsNeedAConfiguredGuest(t *testing.T) {
 		},
 		clock: func(c agentwire.Clock) { set = c },
 	})
+	full, _ := connect(t, fakeSystem{sync: fault.New(fault.Exhausted, "no space")})
+	if _, err := full.Configure(t.Context(), agentwire.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := full.Sync(t.Context()); !fault.Is(err, fault.Exhausted) {
+		t.Errorf("sync: %v", err)
+	}
 	now := time.Unix(1_700_000_000, 5)
 	ask := map[string]func() error{
 		"stats": func() error { _, err := c.Stats(t.Context()); return err },
 		"ports": func() error { _, err := c.Ports(t.Context()); return err },
 		"grow":  func() error { _, err := c.Grow(t.Context(), agentwire.Grow{Bytes: 100}); return err },
 		"clock": func() error { return c.SetClock(t.Context(), now) },
+		"sync":  func() error { return c.Sync(t.Context()) },
 	}
 	for name, f := range ask {
 		if err := f(); !fault.Is(err, fault.Conflict) {

@@ -32,6 +32,7 @@ type fakeSystem struct {
 	grow      func(agentwire.Grow) (agentwire.Grown, error)
 	clock     func(agentwire.Clock)
 	wake      func(agentwire.Wake)
+	sync      error
 }
 
 func (f fakeSystem) Stats() (agentwire.Stats, error) { return agentwire.Stats{CPUMillis: 7}, nil }
@@ -42,6 +43,7 @@ func (f fakeSystem) Grow(_ context.Context, g agentwire.Grow) (agentwire.Grown, 
 }
 
 func (f fakeSystem) SetClock(c agentwire.Clock) error { f.clock(c); return nil }
+func (f fakeSystem) Sync() error                      { return f.sync }
 func (f fakeSystem) Wake(_ context.Context, w agentwire.Wake) error {
 	if f.wake != nil {
 		f.wake(w)

@@ -29,6 +29,7 @@ const (
 	MethodGrow      = "grow"      // params Grow; result Grown
 	MethodClock     = "clock"     // params Clock; no result
 	MethodWake      = "wake"      // params Wake; no result
+	MethodSync      = "sync"      // no params; no result: what was written is on the data disk
 	MethodRehearse  = "rehearse"  // no params; no result: see Rehearser of package agent
 )
 

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,7 +27,6 @@ import (
 	"banger/internal/store"
 	"banger/internal/undo"
 	"banger/internal/vm"
-	"banger/internal/vmclient"
 	"banger/internal/vmdir"
 	bangerv1 "banger/proto/banger/v1"
 )
@@ -174,10 +172,7 @@ func (f *fleet) fillStage(ctx context.Context, v store.VM, st *staged) error {
 	disk := f.dir(v.ID).Path(paths.VMDisk)
 	switch {
 	case v.State == vm.Running || v.State == vm.Paused:
-		if !st.memory && v.State == vm.Running {
-			f.syncGuest(ctx, v)
-		}
-		resp, err := f.saveRunning(ctx, v, &bangerv1.SupervisorSaveRequest{Dir: st.dir, Disk: true})
+		resp, err := f.saveRunning(ctx, v, &bangerv1.SupervisorSaveRequest{Dir: st.dir, Disk: true, SyncGuest: !st.memory})
 		if err == nil {
 			st.still = resp.GetStillUs()
 		}
@@ -193,23 +188,6 @@ func (f *fleet) fillStage(ctx context.Context, v store.VM, st *staged) error {
 	}
 	_, err := copyDisk(ctx, disk, filepath.Join(st.dir, vmdir.SavedDisk), 0)
 	return err
-}
-
-// syncLimit bounds how long a guest may take to write out what it has.
-const syncLimit = 10 * time.Second
-
-// syncGuest has a guest write out what programs have written. One that does not loses what a power cut would take.
-func (f *fleet) syncGuest(ctx context.Context, v store.VM) {
-	ctx, cancel := context.WithTimeout(ctx, syncLimit)
-	defer cancel()
-	client := vmclient.New(f.cfg.Paths.SupervisorSocket(string(v.ID)))
-	defer client.Close()
-	_, err := client.Exec(ctx, vmclient.Exec{
-		Start: &bangerv1.ExecStart{Argv: []string{"sync"}}, Stdout: io.Discard, Stderr: io.Discard,
-	})
-	if err != nil {
-		f.log.InfoContext(ctx, "the guest does not sync", "vm", v.ID, "error", err)
-	}
 }
 
 // roomToFork refuses early where the clones' disks might not fit.

@@ -182,7 +182,7 @@ func (f *fleet) fillSnapshot(ctx context.Context, v store.VM, dir string, m *sna
 // saveInto has the supervisor save a VM that runs and goes on. Of a snapshot without memory only the disk is kept: it is as
 // after a power cut at that instant.
 func (f *fleet) saveInto(ctx context.Context, v store.VM, dir string, m *snapshot.Manifest) error {
-	resp, err := f.saveRunning(ctx, v, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true, Unsynced: m.Auto})
+	resp, err := f.saveRunning(ctx, v, &bangerv1.SupervisorSaveRequest{Dir: dir, Disk: true, Unsynced: m.Auto, SyncGuest: true})
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func (f *fleet) suspend(ctx context.Context, v store.VM) (store.VM, error) {
 	defer context.AfterFunc(f.ctx, cancel)()
 	r := f.adopt(v)
 	if err = f.cfg.step(ctx, StepSuspendDir); err == nil {
-		_, err = r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true})
+		_, err = r.supervisor.save(ctx, &bangerv1.SupervisorSaveRequest{Dir: dir, Suspend: true, SyncGuest: true})
 	}
 	if err != nil {
 		if f.ctx.Err() == nil && !f.keepsMemory(v.ID) {

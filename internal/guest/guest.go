@@ -151,6 +151,9 @@ func (c *Client) Wake(ctx context.Context, w agentwire.Wake) error {
 	return c.call(ctx, agentwire.MethodWake, w, nil)
 }
 
+// Sync has the guest write out what was written to files: see agent.System.
+func (c *Client) Sync(ctx context.Context) error { return c.call(ctx, agentwire.MethodSync, nil, nil) }
+
 // Rehearse has the guest make ready for being saved: see agent.Rehearser.
 func (c *Client) Rehearse(ctx context.Context) error {
 	return c.call(ctx, agentwire.MethodRehearse, nil, nil)

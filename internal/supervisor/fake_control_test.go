@@ -56,6 +56,13 @@ func (m *fakeMachine) Grow(_ context.Context, g agentwire.Grow) (agentwire.Grown
 	return agentwire.Grown{Device: g.Bytes, FileSystem: g.Bytes}, nil
 }
 
+func (m *fakeMachine) Sync() error {
+	if m.sync != nil {
+		return m.sync()
+	}
+	return nil
+}
+
 func (m *fakeMachine) SetClock(c agentwire.Clock) error {
 	if m.clock != nil {
 		m.clock(c)

@@ -139,6 +139,7 @@ type fakeMachine struct {
 	ports    []agentwire.Port
 	grow     func(agentwire.Grow) (agentwire.Grown, error)
 	clock    func(agentwire.Clock)
+	sync     func() error
 	wake     func(agentwire.Wake)
 
 	mu    sync.Mutex

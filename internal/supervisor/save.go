@@ -22,6 +22,9 @@ func (s service) Save(ctx context.Context, req *connect.Request[bangerv1.Supervi
 	if dir := req.Msg.GetDir(); !filepath.IsAbs(dir) {
 		return nil, fault.New(fault.Invalid, "directory %q is not absolute", dir)
 	}
+	if req.Msg.GetSyncGuest() {
+		s.syncGuest(ctx)
+	}
 	var saved vmdir.SavedMachine
 	var shared bool
 	err := s.lead(ctx, task{limit: s.times.save, do: func(taskCtx context.Context, m hypervisor.Machine) (err error) {
@@ -101,6 +104,19 @@ func (s *Supervisor) save(ctx context.Context, m hypervisor.Machine, req *banger
 		s.orders.killNow()
 	}
 	return saved, report.Shared, nil
+}
+
+// syncGuest has a guest that runs write out what programs have written, as far as it does so in time.
+func (s *Supervisor) syncGuest(ctx context.Context) {
+	conn, _ := s.link.get()
+	if conn == nil || s.board.phase() != phaseReady {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.times.sync)
+	defer cancel()
+	if err := conn.client.Sync(ctx); err != nil {
+		s.log.Warn("the guest does not sync", "error", err)
+	}
 }
 
 // letGoOn lets the guest run after a suspend that failed, whose own time may be over. A guest that runs goes on running.

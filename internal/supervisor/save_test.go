@@ -3,7 +3,10 @@ package supervisor
 import (
 	"errors"
 	"os"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -97,8 +100,11 @@ func TestSaveWithDisk(t *testing.T) {
 	t.Parallel()
 	r, _ := stepRig(t)
 	sup := r.spawn()
-	if err := r.save("copy", &bangerv1.SupervisorSaveRequest{Disk: true}); err != nil {
+	if err := r.save("copy", &bangerv1.SupervisorSaveRequest{Disk: true, SyncGuest: true}); err != nil {
 		t.Fatal(err)
+	}
+	if said, err := os.ReadFile(r.dir.Path(paths.VMConsole)); err != nil || !strings.Contains(string(said), "fake vmm: synced\n") {
+		t.Errorf("%q, %v", said, err)
 	}
 	if out, code := r.exec(&bangerv1.ExecStart{Argv: []string{"echo", "hello"}}); out != "hello\n" || code != 0 {
 		t.Errorf("exec: %q %d", out, code)
@@ -111,6 +117,32 @@ func TestSaveWithDisk(t *testing.T) {
 		t.Error(err)
 	}
 	sup.wait(t)
+}
+
+// A guest is asked to sync if it runs; one that does not answer is waited for no longer than that.
+func TestSyncGuest(t *testing.T) {
+	var asked atomic.Int32
+	stuck := make(chan struct{})
+	r := with(t, func(m *fakeMachine) {
+		m.sync = func() error {
+			asked.Add(1)
+			<-stuck
+			return nil
+		}
+	})
+	defer close(stuck)
+	r.sup.times.sync = 50 * time.Millisecond
+	r.sup.syncGuest(t.Context())
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+	if _, err := r.pause(); err != nil {
+		t.Fatal(err)
+	}
+	r.sup.syncGuest(t.Context())
+	if n := asked.Load(); n != 1 {
+		t.Errorf("a paused guest was asked: %d", n)
+	}
 }
 
 func TestSaveRefuses(t *testing.T) {

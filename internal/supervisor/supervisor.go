@@ -100,6 +100,7 @@ type times struct {
 	term       time.Duration // from SIGTERM to the end
 	kill       time.Duration // from SIGKILL until the VMM counts as stuck in the kernel
 	save       time.Duration // saving the machine: some GiB to the disk
+	sync       time.Duration // the guest's writing out before that; without it, it is a power cut
 	task       time.Duration // what the VMM is told to do: pause, resume
 	grow       time.Duration // growing the disk in VMM and guest
 	clock      time.Duration // setting the guest's clock
@@ -127,7 +128,7 @@ func New(c Config) *Supervisor {
 		times: times{
 			connect: 10 * time.Second, retry: 5 * time.Second, grace: 10 * time.Second, answer: 5 * time.Second,
 			settle: 5 * time.Second, doubt: 500 * time.Millisecond, quit: 2 * time.Second, term: 2 * time.Second, kill: 10 * time.Second,
-			save: 5 * time.Minute, task: 10 * time.Second, grow: time.Minute, clock: 5 * time.Second, ask: 10 * time.Second,
+			save: 5 * time.Minute, sync: 10 * time.Second, task: 10 * time.Second, grow: time.Minute, clock: 5 * time.Second, ask: 10 * time.Second,
 			sample: 5 * time.Second, fresh: 200 * time.Millisecond, measure: 2 * time.Second,
 			probe: 500 * time.Millisecond, farewell: 2 * time.Second, closeLimit: 15 * time.Second,
 		},

@@ -40,10 +40,5 @@ func (m *Machine) Rehearse(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.withoutLinkLocal()
-	fd, err := m.openData()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(fd) }()
-	return os.NewSyscallError("syncfs", unix.Syncfs(fd))
+	return m.syncData()
 }

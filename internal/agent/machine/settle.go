@@ -20,14 +20,26 @@ func (m *Machine) settle() {
 	if m.data < 0 || m.build >= 0 { // what a build wrote is fetched, or lost with the guest
 		return
 	}
-	fd, err := m.openData()
-	if err == nil {
-		err = unix.Syncfs(fd)
-		_ = unix.Close(fd)
-	}
-	if err != nil {
+	if err := m.syncData(); err != nil {
 		m.Error("sync of the data disk: " + err.Error())
 	}
+}
+
+// Sync implements agent.System.
+func (m *Machine) Sync() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.syncData()
+}
+
+// syncData has the data disk's file system written out. m.mu is held.
+func (m *Machine) syncData() error {
+	fd, err := m.openData()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return os.NewSyscallError("syncfs", unix.Syncfs(fd))
 }
 
 // writeBackEarly bounds what is lost with a killed VMM while a command runs: files are written back when they are

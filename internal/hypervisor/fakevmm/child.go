@@ -146,6 +146,12 @@ func (c *child) SetClock(clock agentwire.Clock) error {
 	return nil
 }
 
+// Sync has nothing to write out.
+func (c *child) Sync() error {
+	fmt.Println("fake vmm: synced")
+	return nil
+}
+
 // Wake takes the identity and does nothing with it.
 func (c *child) Wake(_ context.Context, w agentwire.Wake) error {
 	if w.Identity != nil {

@@ -29,7 +29,10 @@ type SupervisorSaveRequest struct {
 	Disk    bool                   `protobuf:"varint,2,opt,name=disk,proto3" json:"disk,omitempty"` // copy the VM's own disk, too
 	Suspend bool                   `protobuf:"varint,3,opt,name=suspend,proto3" json:"suspend,omitempty"`
 	// Do not wait until the files are on the disk: whoever asks has checksums, and can do without after a power cut.
-	Unsynced      bool `protobuf:"varint,20,opt,name=unsynced,proto3" json:"unsynced,omitempty"`
+	Unsynced bool `protobuf:"varint,20,opt,name=unsynced,proto3" json:"unsynced,omitempty"`
+	// Have the guest write out what programs have written first, if it runs: its disk alone is worth more then. One that
+	// does not within some seconds loses what a power cut would take.
+	SyncGuest     bool `protobuf:"varint,21,opt,name=sync_guest,json=syncGuest,proto3" json:"sync_guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -88,6 +91,13 @@ func (x *SupervisorSaveRequest) GetSuspend() bool {
 func (x *SupervisorSaveRequest) GetUnsynced() bool {
 	if x != nil {
 		return x.Unsynced
+	}
+	return false
+}
+
+func (x *SupervisorSaveRequest) GetSyncGuest() bool {
+	if x != nil {
+		return x.SyncGuest
 	}
 	return false
 }
@@ -2230,12 +2240,14 @@ var File_banger_v1_supervisor_proto protoreflect.FileDescriptor
 
 const file_banger_v1_supervisor_proto_rawDesc = "" +
 	"\n" +
-	"\x1abanger/v1/supervisor.proto\x12\tbanger.v1\x1a\x16banger/v1/common.proto\"s\n" +
+	"\x1abanger/v1/supervisor.proto\x12\tbanger.v1\x1a\x16banger/v1/common.proto\"\x92\x01\n" +
 	"\x15SupervisorSaveRequest\x12\x10\n" +
 	"\x03dir\x18\x01 \x01(\tR\x03dir\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\bR\x04disk\x12\x18\n" +
 	"\asuspend\x18\x03 \x01(\bR\asuspend\x12\x1a\n" +
-	"\bunsynced\x18\x14 \x01(\bR\bunsynced\"T\n" +
+	"\bunsynced\x18\x14 \x01(\bR\bunsynced\x12\x1d\n" +
+	"\n" +
+	"sync_guest\x18\x15 \x01(\bR\tsyncGuest\"T\n" +
 	"\x16SupervisorSaveResponse\x12\x19\n" +
 	"\bstill_us\x18\x01 \x01(\x03R\astillUs\x12\x1f\n" +
 	"\vdisk_shared\x18\x02 \x01(\bR\n" +
