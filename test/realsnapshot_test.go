@@ -15,20 +15,27 @@ import (
 const ticking = `nohup sh -c 'i=0; while sleep 0.1; do i=$((i+1)); echo $i >/dev/shm/n; done' >/dev/null 2>&1 &
 	echo $! >/dev/shm/pid; mkdir -p /root/d; echo kept >/root/d/f; until [ -s /dev/shm/n ]; do sleep 0.1; done`
 
+// numberIn reads a number from a file of a VM. Whoever writes it there makes the file empty first.
+func numberIn(t *testing.T, vars []string, name, file string) int {
+	t.Helper()
+	n, err := strconv.Atoi(inGuest(t, vars, name, "n=; until [ -n \"$n\" ]; do read n <"+file+"; done; echo $n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // ticks checks that the process of ticking is there and goes on.
 func ticks(t *testing.T, vars []string, name string) {
 	t.Helper()
+	ticksFrom(t, vars, name, numberIn(t, vars, name, "/dev/shm/n"))
+}
+
+// ticksFrom checks that the process of ticking is there and goes on from a number that it had.
+func ticksFrom(t *testing.T, vars []string, name string, before int) {
+	t.Helper()
 	inGuest(t, vars, name, "kill -0 $(cat /dev/shm/pid)")
-	count := func() int {
-		t.Helper()
-		n, err := strconv.Atoi(inGuest(t, vars, name, "n=; read n </dev/shm/n; until [ -n \"$n\" ]; do read n </dev/shm/n; done; echo $n"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	before := count()
-	for deadline := time.Now().Add(patience); count() <= before; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); numberIn(t, vars, name, "/dev/shm/n") <= before; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the counter stands at %d", before)
 		}
