@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"math"
 	"os"
@@ -167,7 +168,7 @@ func (s *vmService) create(ctx context.Context, o order, report progress.Func) (
 	if o.start {
 		report(progress.Update{Stage: "boot", Message: "starting " + string(v.Name())})
 		if err := s.fleet.start(ctx, v, opt); err != nil {
-			return "", withoutItsLog(err)
+			return "", s.suspectKernel(v, withoutItsLog(err))
 		}
 		if opt.from == nil && !o.cold {
 			s.fleet.prepareLater(ctx, v)
@@ -319,6 +320,21 @@ func withoutItsLog(err error) error {
 		return err
 	}
 	return fault.Wrap(fault.ClassOf(err), err, "the vm was not created").WithHint("banger doctor")
+}
+
+// suspectKernel gives the error of a VM that did not come up a hint at its kernel, if that lacks something.
+func (s *vmService) suspectKernel(v store.VM, err error) error {
+	class := fault.ClassOf(err)
+	if class != fault.Unavailable && class != fault.Timeout {
+		return err
+	}
+	k, loadErr := s.kernels.Source().Load(s.kernels.Dir(v.KernelDigest))
+	f, ok := errors.AsType[*fault.Error](err)
+	if loadErr != nil || len(k.Missing) == 0 || !ok {
+		return err
+	}
+	own := *f // others may wait for the same start
+	return own.WithHint("banger kernel show %s   # it lacks something, which may be why", v.Spec.Kernel)
 }
 
 // machineID is a new /etc/machine-id: machine-id(5) wants a random version 4 UUID without hyphens.

@@ -133,6 +133,7 @@ func TestCreateThatFails(t *testing.T) {
 		"spawn":            {func(h *host) { h.cfg.SupervisorCommand = []string{"/nonexistent"} }, "", fault.Unavailable, "start supervisor"},
 		"supervisor exits": {func(h *host) { h.cfg.SupervisorCommand = []string{"/bin/false"} }, "", fault.Unavailable, "the supervisor did not start"},
 		"boot":             {func(*host) {}, bootFails, fault.Unavailable, "the guest fell over; its console ends with: boom"},
+		"lean kernel":      {func(h *host) { h.kernels.Missing = []string{"CONFIG_PCI"} }, bootFails, fault.Unavailable, "the guest fell over"},
 		"supervisor dies":  {func(*host) {}, bootDies, fault.Unavailable, "the supervisor was killed"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -147,6 +148,9 @@ func TestCreateThatFails(t *testing.T) {
 			}
 			if f.GetHint() == "banger vm logs dev" {
 				t.Error("the hint names a vm that is gone")
+			}
+			if at := strings.HasPrefix(f.GetHint(), "banger kernel show linux   # "); at != (h.kernels.Missing != nil) {
+				t.Errorf("hint %q", f.GetHint())
 			}
 			h.nothingLeft()
 		})

@@ -25,6 +25,8 @@ type Catalog struct {
 	Kind  string   // "image" or "kernel", for messages and digests
 	Names []string // what can be pulled, the default first
 	Files []string // that a pull makes, beside its record
+	// Missing is what each of them lacks.
+	Missing []string
 	// During runs in the middle of each pull, when the staged directory is there. May be nil.
 	During func(ctx context.Context, name string) error
 	// Pulls counts what was begun to be made. Each gets another digest.
@@ -106,7 +108,7 @@ func (c *Catalog) make(ctx context.Context, name, source, staging string, report
 	}
 	digest := fmt.Sprintf("sha256:%016x%016x%032x", rand.Uint64(), n, time.Now().UnixNano())
 	a = daemon.Artifact{
-		Name: name, Digest: digest, Source: source, Created: time.Now().UTC(), Size: 4, Version: "6.1-fake",
+		Name: name, Digest: digest, Source: source, Created: time.Now().UTC(), Size: 4, Version: "6.1-fake", Missing: c.Missing,
 	}
 	return dir, a, atomicfile.WriteJSON(filepath.Join(dir, record), a)
 }
