@@ -118,7 +118,7 @@ func check(t testing.TB, streams ...[]byte) (want map[string]file, restart bool)
 	ref := newReference()
 	var refErr error
 	for _, s := range streams {
-		if refErr = ref.layer(bytes.NewReader(s)); refErr != nil {
+		if refErr = ref.layer(s); refErr != nil {
 			break
 		}
 	}

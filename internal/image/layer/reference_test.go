@@ -41,17 +41,23 @@ func newReference() *reference {
 	return &reference{at: map[string]*file{"": {Type: "dir", Mode: 0o755}}}
 }
 
-func (r *reference) layer(layer io.Reader) error {
+func (r *reference) layer(data []byte) error {
 	r.upper = map[string]bool{}
+	layer := bytes.NewReader(data)
 	tr := tar.NewReader(layer)
+	end := 0 // of the last file
 	for {
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
+			if layer.Len() == 0 && len(data)%512 != 0 && len(data) != end { // there is padding, but not all of it
+				return io.ErrUnexpectedEOF
+			}
 			return nil
 		}
 		if err != nil {
 			return err
 		}
+		end = len(data) - layer.Len() + int(hdr.Size)
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
