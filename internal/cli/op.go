@@ -201,7 +201,7 @@ func runOpWatch(ctx context.Context, id string, d *Deps) error {
 func (d *Deps) watchOp(ctx context.Context, c *client.Client, id string) (op *bangerv1.Operation, err error) {
 	show := d.Term.Progress()
 	defer show.Close()
-	return watchOn(ctx, c, id, show)
+	return watchOn(ctx, c, &bangerv1.WatchOperationRequest{Id: id}, show)
 }
 
 // watchOpLog is watchOp with the log of an operation that writes one.
@@ -212,7 +212,7 @@ func (d *Deps) watchOpLog(ctx context.Context, c *client.Client, id string) (*ba
 	}
 	show := d.Term.Progress()
 	defer show.Close()
-	return watchLogged(ctx, c, id, show, newBuildLog(show).take)
+	return watchLogged(ctx, c, &bangerv1.WatchOperationRequest{Id: id}, show, newBuildLog(show).take)
 }
 
 // made is the name of what an operation has made.

@@ -39,7 +39,8 @@ func begun(ctx context.Context, begin func(context.Context) (string, error)) (st
 }
 
 // follow shows an operation until it has ended and returns it if it was done. When ctx ends, the operation is cancelled
-// and waited for, so that nothing of it is left when the command ends; a second signal stops the waiting.
+// and waited for, so that nothing of it is left when the command ends; a second signal stops the waiting. When banger is
+// killed, the daemon does the same.
 func (d *Deps) follow(ctx context.Context, c *client.Client, id string) (*bangerv1.Operation, error) {
 	show := d.Term.Progress()
 	defer show.Close()
@@ -57,19 +58,19 @@ func (d *Deps) followOn(ctx context.Context, c *client.Client, id string, show *
 		_, _ = c.Operations.Cancel(patient, connect.NewRequest(&bangerv1.CancelOperationRequest{Id: id})) // the end of the watch tells
 	})
 	defer stop()
-	op, err := watchLogged(patient, c, id, show, log)
+	op, err := watchLogged(patient, c, &bangerv1.WatchOperationRequest{Id: id, Owner: true}, show, log)
 	return ended(ctx, op, err)
 }
 
 // watchLogged is watchOn with the operation's log, if there is a log to take it.
-func watchLogged(ctx context.Context, c *client.Client, id string, show *term.Progress, log func(*bangerv1.OperationLog)) (*bangerv1.Operation, error) {
+func watchLogged(ctx context.Context, c *client.Client, what *bangerv1.WatchOperationRequest, show *term.Progress, log func(*bangerv1.OperationLog)) (*bangerv1.Operation, error) {
 	logCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var logs sync.WaitGroup
 	if log != nil {
-		logs.Go(func() { readLog(logCtx, c, id, log) })
+		logs.Go(func() { readLog(logCtx, c, what.GetId(), log) })
 	}
-	op, err := watchOn(ctx, c, id, show)
+	op, err := watchOn(ctx, c, what, show)
 	late := time.AfterFunc(logTimeout, cancel)
 	logs.Wait()
 	late.Stop()
@@ -80,8 +81,8 @@ func watchLogged(ctx context.Context, c *client.Client, id string, show *term.Pr
 const buildStage = "build"
 
 // watchOn shows an operation until it has ended or ctx has, and returns the last that was heard of it.
-func watchOn(ctx context.Context, c *client.Client, id string, show *term.Progress) (op *bangerv1.Operation, err error) {
-	stream, err := c.Operations.Watch(ctx, connect.NewRequest(&bangerv1.WatchOperationRequest{Id: id}))
+func watchOn(ctx context.Context, c *client.Client, what *bangerv1.WatchOperationRequest, show *term.Progress) (op *bangerv1.Operation, err error) {
+	stream, err := c.Operations.Watch(ctx, connect.NewRequest(what))
 	if err != nil {
 		return nil, err
 	}

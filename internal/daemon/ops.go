@@ -30,9 +30,13 @@ func (s *operationService) List(context.Context, *connect.Request[bangerv1.ListO
 
 // Watch implements the RPC.
 func (s *operationService) Watch(ctx context.Context, req *connect.Request[bangerv1.WatchOperationRequest], stream *connect.ServerStream[bangerv1.Operation]) error {
-	return s.ops.Watch(ctx, req.Msg.GetId(), func(now operation.Snapshot[string]) error {
+	err := s.ops.Watch(ctx, req.Msg.GetId(), func(now operation.Snapshot[string]) error {
 		return stream.Send(operationProto(now))
 	})
+	if err != nil && req.Msg.GetOwner() {
+		_, _ = s.ops.Cancel(req.Msg.GetId()) // it is not there: nothing to cancel
+	}
+	return err
 }
 
 // Cancel implements the RPC.

@@ -1840,6 +1840,7 @@ func (x *ListOperationsResponse) GetOperations() []*Operation {
 type WatchOperationRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Owner         bool                   `protobuf:"varint,20,opt,name=owner,proto3" json:"owner,omitempty"` // the operation is there for this caller: it is cancelled when the caller is lost
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1879,6 +1880,13 @@ func (x *WatchOperationRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *WatchOperationRequest) GetOwner() bool {
+	if x != nil {
+		return x.Owner
+	}
+	return false
 }
 
 type CancelOperationRequest struct {
@@ -4811,9 +4819,10 @@ const file_banger_v1_daemon_proto_rawDesc = "" +
 	"\x16ListOperationsResponse\x124\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x14.banger.v1.OperationR\n" +
-	"operations\"'\n" +
+	"operations\"=\n" +
 	"\x15WatchOperationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"(\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05owner\x18\x14 \x01(\bR\x05owner\"(\n" +
 	"\x16CancelOperationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\";\n" +
 	"\x11ListEventsRequest\x12\x10\n" +
