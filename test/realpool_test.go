@@ -21,6 +21,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 var ownThings = []string{
 	"cat /etc/machine-id", "cat /proc/sys/kernel/random/boot_id", "cat /proc/sys/kernel/random/uuid", "hostname", "cat /etc/hostname",
 	"cat /sys/class/net/e*/address", "head -c 16 /dev/urandom | od -An -tx1",
+	"until grep -q ^fe80 /proc/net/if_inet6; do sleep 0.1; done; grep ^fe80 /proc/net/if_inet6",
 }
 
 func differ(t *testing.T, vars []string, names ...string) {

@@ -17,9 +17,10 @@ import (
 	"banger/internal/fault"
 )
 
+// DefaultPath is root's and everybody's: a development machine's user has sudo, and expects to find its tools.
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 const (
-	// defaultPath is root's and everybody's: a development machine's user has sudo, and expects to find its tools.
-	defaultPath  = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	defaultTerm  = "xterm"
 	defaultShell = "/bin/sh"
 
@@ -91,7 +92,7 @@ func (s *Server) prepareTool(start agentwire.ExecStart) (plan, error) {
 		return plan{}, err
 	}
 	p := plan{file: program.File, argv: slices.Concat(program.Args, start.Argv), dir: "/", tool: program}
-	p.env = []string{"PATH=" + defaultPath}
+	p.env = []string{"PATH=" + DefaultPath}
 	return p, nil
 }
 
@@ -169,7 +170,7 @@ func environment(acc account, configured []string, start agentwire.ExecStart) (*
 	e.set("USER", name)
 	e.set("LOGNAME", name)
 	e.set("SHELL", cmp.Or(acc.shell, defaultShell))
-	e.set("PATH", defaultPath)
+	e.set("PATH", DefaultPath)
 	if start.TTY {
 		e.set("TERM", defaultTerm)
 	}

@@ -21,6 +21,7 @@ import (
 
 // How the kernel makes such addresses: IN6_ADDR_GEN_MODE_... of linux/if_link.h.
 const (
+	genEUI64  = "0" // of the hardware address
 	genNone   = "1"
 	genStable = "2" // of a secret
 	genRandom = "3" // of a secret that the kernel has made up
@@ -35,17 +36,34 @@ const (
 // emulation that takes 10 ms and more, and no first command waits for it.
 const linkLocalDelay = time.Second
 
-// withoutLinkLocal removes the link-local addresses of a guest that many will be made from. The caller holds mu.
+// withoutLinkLocal removes the link-local address of a guest that many will be made from, and has the kernel make none,
+// which it may just be about to do: it does so some time after the interface has come up. The caller holds mu.
 func (m *Machine) withoutLinkLocal() {
-	text, err := readSmall(inet6File)
-	if err != nil || m.nic == "" || m.applied.mac == nil {
+	if m.nic == "" || m.applied.mac == nil {
 		return
 	}
-	for _, addr := range linkLocals(text, m.nic) {
-		if addr == eui64(m.applied.mac) {
-			m.lacksLinkLocal = changeAddress(m.nic, unix.SIOCDIFADDR, addr) == nil
-		}
+	mode := ipv6Conf + m.nic + "/addr_gen_mode"
+	if text, err := readSmall(mode); err != nil || strings.TrimSpace(text) != genEUI64 {
+		return // a guest without IPv6
 	}
+	err := os.WriteFile(mode, []byte(genNone), 0o600)
+	if err == nil {
+		err = m.dropLinkLocal()
+	}
+	if err != nil { // then it is renewed at each start, which takes longer
+		m.Error("network interface " + m.nic + ": " + errors.Join(err, os.WriteFile(mode, []byte(genEUI64), 0o600)).Error())
+		return
+	}
+	m.lacksLinkLocal = true
+}
+
+// dropLinkLocal removes the link-local address that goes with the hardware address, if there is one. The caller holds mu.
+func (m *Machine) dropLinkLocal() error {
+	text, err := readSmall(inet6File)
+	if err == nil && slices.Contains(linkLocals(text, m.nic), eui64(m.applied.mac)) {
+		err = changeAddress(m.nic, unix.SIOCDIFADDR, eui64(m.applied.mac))
+	}
+	return err
 }
 
 // changeLinkLocal takes note of another hardware address than old. What fails is logged only: nobody but its own host
@@ -60,7 +78,7 @@ func (m *Machine) changeLinkLocal(old net.HardwareAddr) {
 	}
 }
 
-// addLinkLocal gives the guest the address that withoutLinkLocal has taken.
+// addLinkLocal undoes withoutLinkLocal: the kernel makes the address when it is allowed to.
 func (m *Machine) addLinkLocal() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -68,10 +86,8 @@ func (m *Machine) addLinkLocal() {
 		return
 	}
 	m.lacksLinkLocal = false
-	if off, err := readSmall(ipv6Conf + m.nic + "/disable_ipv6"); err != nil || strings.TrimSpace(off) != "0" {
-		return
-	}
-	if err := changeAddress(m.nic, unix.SIOCSIFADDR, eui64(m.applied.mac)); err != nil && !errors.Is(err, unix.EEXIST) {
+	err := os.WriteFile(ipv6Conf+m.nic+"/addr_gen_mode", []byte(genEUI64), 0o600)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // somebody has renamed the interface, or moved it
 		m.Error("network interface " + m.nic + ": " + err.Error())
 	}
 }

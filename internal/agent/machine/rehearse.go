@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,13 @@ var firstFiles = []string{
 	"/lib64/libc.so.6", "/lib64/libtinfo.so.6", "/lib/ld-musl-x86_64.so.1",
 }
 
-// maxFirst is how much of one of them is read.
-const maxFirst = 4 << 20
+// firstDirs are where a first command is looked for, and where it runs.
+var firstDirs = append(strings.Split(agent.DefaultPath, ":"), "/root", "/home")
+
+const (
+	maxFirst = 4 << 20 // how much of a file is read
+	maxNames = 4096    // how many entries of a directory
+)
 
 // Rehearse implements agent.Rehearser. It reads the image's programs and runs none: nothing of the image has run in a
 // guest that many are made from.
@@ -34,6 +40,15 @@ func (m *Machine) Rehearse(ctx context.Context) error {
 			if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
 				_, _ = io.Copy(io.Discard, io.LimitReader(f, maxFirst))
 			}
+			_ = f.Close()
+		}
+	}
+	for _, dir := range firstDirs {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
+			_, _ = f.Readdirnames(maxNames)
 			_ = f.Close()
 		}
 	}

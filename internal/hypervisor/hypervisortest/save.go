@@ -181,20 +181,23 @@ func (h Harness) saveFailures(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.kill(t)
-	for name, damage := range map[string]func() error{
-		"state cut short":  func() error { return os.Truncate(good.State, 1000) },
-		"state is missing": func() error { return os.Remove(good.State) },
+	for _, damage := range []struct {
+		name string
+		do   func() error
+	}{
+		{"state cut short", func() error { return os.Truncate(good.State, 1000) }},
+		{"state is missing", func() error { return os.Remove(good.State) }},
 	} {
-		if err := damage(); err != nil {
+		if err := damage.do(); err != nil {
 			t.Fatal(err)
 		}
 		spec, _ := h.spec(t)
 		spec.Restore = &good
 		if m, err := h.Driver.Start(bounded(t, time.Minute), spec); err == nil {
 			_ = m.Signal(int(syscall.SIGKILL))
-			t.Errorf("%s: restored", name)
+			t.Errorf("%s: restored", damage.name)
 		} else if fault.Is(err, fault.Timeout) || strings.Contains(err.Error(), "deadline") {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v", damage.name, err)
 		}
 		nothingLeft(t, spec.RunDir)
 	}
