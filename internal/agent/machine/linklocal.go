@@ -86,8 +86,11 @@ func (m *Machine) addLinkLocal() {
 		return
 	}
 	m.lacksLinkLocal = false
-	err := os.WriteFile(ipv6Conf+m.nic+"/addr_gen_mode", []byte(genEUI64), 0o600)
-	if err != nil && !errors.Is(err, os.ErrNotExist) { // somebody has renamed the interface, or moved it
+	mode := ipv6Conf + m.nic + "/addr_gen_mode"
+	if text, err := readSmall(mode); err != nil || strings.TrimSpace(text) != genNone {
+		return // somebody has renamed the interface, moved it, or set another mode
+	}
+	if err := os.WriteFile(mode, []byte(genEUI64), 0o600); err != nil {
 		m.Error("network interface " + m.nic + ": " + err.Error())
 	}
 }

@@ -25,18 +25,22 @@ func (m *Machine) settle() {
 	}
 }
 
-// Sync implements agent.System.
+// Sync implements agent.System. It does not hold mu while it writes: a guest that is saved before it is done would have
+// Wake wait for it.
 func (m *Machine) Sync() error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.syncData()
+	fd, err := m.openData()
+	m.mu.Unlock()
+	return syncAndClose(fd, err)
 }
 
 // syncData has the data disk's file system written out. m.mu is held.
-func (m *Machine) syncData() error {
-	fd, err := m.openData()
+func (m *Machine) syncData() error { return syncAndClose(m.openData()) }
+
+// syncAndClose takes what openData returns.
+func syncAndClose(fd int, err error) error {
 	if err != nil {
-		return err
+		return os.NewSyscallError("open the data disk", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	return os.NewSyscallError("syncfs", unix.Syncfs(fd))

@@ -102,8 +102,7 @@ func cmdline(spec hypervisor.Spec, host machineHost) string {
 		"console=ttyS0", "quiet", // the serial console is slow
 		"reboot=t", "panic=-1", // see -no-reboot
 		// Of the security modules that distributions build in, those that programs ask for themselves. AppArmor and
-		// TOMOYO have no policy here, take part in each exec and open all the same, and dockerd fails where it finds
-		// the former without its tools.
+		// TOMOYO have no policy here, and take part in each exec and open all the same.
 		"lsm=landlock,yama",
 	}
 	if host.Accelerator == TCG {
