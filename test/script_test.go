@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -34,9 +35,20 @@ func TestMain(m *testing.M) {
 	if err := os.Setenv("GORACE", raceOptions); err != nil {
 		panic(err)
 	}
-	testscript.Main(m, map[string]func(){
+	testscript.Main(suite{m}, map[string]func(){
 		"banger": func() { os.Exit(program.Main(os.Args[1:], fakeParts())) },
 	})
+}
+
+// suite is all tests.
+type suite struct{ *testing.M }
+
+// Run implements testscript.TestingM. Under nohup a hangup is ignored, by children as well; here some are to get one.
+func (s suite) Run() int {
+	if signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // children begin with what is usual
+	}
+	return s.M.Run()
 }
 
 func TestScripts(t *testing.T) {
